@@ -1,0 +1,58 @@
+"""What goes wrong, as a tree.
+
+SsmpruneError
+├── UsageError         the call is wrong: unknown name, impossible option (exit status 2)
+└── FileError          a file is not what it has to be (exit status 1)
+    ├── PolicyError    a policy file
+    ├── SpaceError     a search space file
+    ├── CheckpointError  a checkpoint
+    ├── DataError      a folder of images
+    └── RunError       a run directory
+
+Every message states the rule, the value, the place and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SsmpruneError(Exception):
+    """Anything that the user can put right; shown as a message, never as a traceback."""
+
+
+class UsageError(SsmpruneError, ValueError):
+    """The call names something unknown or asks for something impossible."""
+
+
+class FileError(SsmpruneError):
+    """A file or directory is not what it has to be."""
+
+
+class PolicyError(FileError, ValueError):
+    """A policy breaks the rules of its file format or does not fit the model."""
+
+
+class SpaceError(FileError, ValueError):
+    """A search space breaks the rules of its file format or does not fit the model."""
+
+
+class CheckpointError(FileError):
+    """A file is no checkpoint, is damaged, or belongs to another model."""
+
+
+class DataError(FileError):
+    """A data set is missing, empty or unreadable."""
+
+
+class RunError(FileError):
+    """A run directory is in use, incomplete or belongs to another search."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not registered, with the nearest registered ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+    return f"unknown {kind} {name!r}; {remedy}"
