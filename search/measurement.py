@@ -1,0 +1,60 @@
+"""What is known of a candidate: its policy and the figures measured for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ssmprune.policy import Policy
+
+Objective = Literal["top1", "flops", "latency_ms"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of one policy on one split.
+
+    Attributes:
+        top1: Accuracy in per cent; `top1_low` and `top1_high` bound its 95 % interval.
+        images: Images that were classified.
+        flops: Multiply-adds for one image, everything that runs.
+        flops_ratio: `flops` over those of the dense model.
+        paper_flops: Multiply-adds on the rule of the family's publications.
+        latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN when
+            latency is no objective of the search.
+        latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
+    """
+
+    split: str
+    top1: float
+    top1_low: float
+    top1_high: float
+    images: int
+    flops: int
+    flops_ratio: float
+    paper_flops: int
+    latency_ms: float
+    latency_ratio: float
+    latency_ratio_low: float
+    latency_ratio_high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that was fully evaluated in a search.
+
+    Attributes:
+        trial: Number of the Optuna trial.
+        source: Who proposed it: `schedule:NAME` for a queued one, else the sampler's name.
+        search: Figures on the search split.
+        holdout: Figures on the holdout, for members of the front after the search has ended.
+    """
+
+    trial: int
+    policy: Policy
+    source: str
+    search: Measurement
+    holdout: Measurement | None = None

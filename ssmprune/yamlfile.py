@@ -1,0 +1,207 @@
+"""YAML files written by people: read as data, checked, and all their faults told at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ssmprune.errors import FileError
+
+Location = tuple[int | str, ...]
+FileModel = TypeVar("FileModel", bound=BaseModel)
+
+
+class YamlFile:
+    """The data of a YAML file and the line on which each of its values stands.
+
+    Attributes:
+        data: The parsed document, plain Python values only.
+        place: The file's name as messages give it.
+        faults: Keys that stand twice in one mapping, as sentences.
+    """
+
+    def __init__(self, text: str, place: str, error: type[FileError]):
+        """Parse `text`; no tag of the document can run code.
+
+        Raises:
+            error: The text is no YAML, uses a tag, or holds no mapping.
+        """
+        self.place = place
+        self.faults: list[str] = []
+        self._lines: dict[Location, int] = {}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self.data: Any = yaml.safe_load(text)
+        except yaml.YAMLError as fault:
+            mark = getattr(fault, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            problem = getattr(fault, "problem", None) or str(fault)
+            raise error(
+                f"{place}{line} must be plain YAML, got: {problem}; "
+                "check indentation and brackets, and remove tags that begin with '!'."
+            ) from None
+        except (ValueError, RecursionError) as fault:
+            raise error(
+                f"{place} must be plain YAML, got a value that cannot be read: {fault}."
+            ) from None
+        if not isinstance(self.data, dict):
+            kind = "nothing" if self.data is None else f"a {type(self.data).__name__}"
+            raise error(f"{place} must hold keys and values, got {kind}; see the README's example.")
+        assert node is not None  # a mapping was parsed from it
+        self._index(node, ())
+
+    @classmethod
+    def read(cls, path: Path, error: type[FileError]) -> YamlFile:
+        """Parse the file at `path`.
+
+        Raises:
+            error: The file cannot be read or is no YAML mapping.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise error(f"{path} must be a file, but there is none; check the path.") from None
+        except (OSError, UnicodeDecodeError) as fault:
+            raise error(f"{path} must be a readable text file: {fault}.") from None
+        return cls(text, str(path), error)
+
+    def at(self, location: Location) -> str:
+        """Name of a place in the file: `stages[1].layer (policy.yaml, line 6)`."""
+        line = next(
+            (
+                self._lines[location[:end]]
+                for end in range(len(location), -1, -1)
+                if location[:end] in self._lines
+            ),
+            1,
+        )
+        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+        return f"{name} ({self.place}, line {line})" if name else f"{self.place}, line {line}"
+
+    def _index(self, node: yaml.Node, location: Location) -> None:
+        self._lines[location] = node.start_mark.line + 1
+        if isinstance(node, yaml.SequenceNode):
+            for index, child in enumerate(node.value):
+                self._index(child, (*location, index))
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[Hashable] = set()
+            for key, child in node.value:
+                if key.value in seen:
+                    self.faults.append(
+                        f"a key must stand once, got {key.value!r} again at "
+                        f"{self.at((*location, key.value))}; remove one of the two."
+                    )
+                seen.add(key.value)
+                self._index(child, (*location, key.value))
+
+    def validation_faults(self, fault: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+        """One sentence (rule, value, place, remedy) for each fault that pydantic found."""
+        for error in fault.errors(include_url=False):
+            location = self._known(error["loc"])
+            place, key = self.at(location), str(error["loc"][-1]) if error["loc"] else ""
+            parent = _model_at(model, error["loc"][:-1])
+            if error["type"] == "extra_forbidden":
+                known = _keys(parent)
+                near = difflib.get_close_matches(key, known, n=1)
+                remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
+                yield f"unknown key {key!r} at {place}; {remedy}"
+            elif error["type"] == "missing":
+                yield f"key {key!r} is required at {place}; {_meaning(parent, key)}."
+            elif error["type"] == "value_error":
+                rule, _, remedy = str(error["ctx"]["error"]).partition("; ")
+                yield f"{rule} at {place}; {remedy}." if remedy else f"{rule} at {place}."
+            else:
+                rule = re.sub(r"^Input should be", "must be", error["msg"])
+                yield (f"{key} {rule}, got {error['input']!r} at {place}; {_meaning(parent, key)}.")
+
+    def _known(self, location: Location) -> Location:
+        """A pydantic location without the names of union arms, which are no keys of the file."""
+        known: Location = ()
+        for index, part in enumerate(location):
+            if (*known, part) in self._lines or index == len(location) - 1:
+                known = (*known, part)
+        return known
+
+
+def parse(
+    file: YamlFile, model: type[FileModel], error: type[FileError], more: list[str]
+) -> FileModel:
+    """Check the file's data against `model`.
+
+    Args:
+        file: The parsed file.
+        model: The pydantic model of the format.
+        error: What is raised.
+        more: Faults that were found in the data otherwise; reported along.
+
+    Raises:
+        error: Anything is wrong; the message holds every fault, a line each.
+    """
+    faults, checked = list(file.faults), None
+    try:
+        checked = model.model_validate(file.data, context=file)
+    except ValidationError as fault:
+        faults += file.validation_faults(fault, model)
+    faults += [fault for fault in more if fault not in faults]
+    if faults or checked is None:
+        raise error("\n".join(faults))
+    return checked
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename it, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mode = 0o666 & ~_umask()
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel]:
+    """The pydantic model that describes the mapping at `location`."""
+    for part in location:
+        field = _fields(model).get(str(part))
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _fields(model: type[BaseModel]) -> Mapping[str, Any]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return list(_fields(model))
+
+
+def _meaning(model: type[BaseModel], key: str) -> str:
+    field = _fields(model).get(key)
+    description = field.description if field is not None else None
+    return description or f"known keys: {', '.join(_keys(model))}"
