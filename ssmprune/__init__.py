@@ -1,0 +1,11 @@
+"""Token pruning for vision state-space models, by policies that a search has found."""
+
+from importlib.metadata import version as _version
+
+from ssmprune.errors import SsmpruneError
+from ssmprune.models.factory import create_model
+from ssmprune.policy import Policy
+from ssmprune.pruning.apply import apply_policy, remove_policy
+
+__all__ = ["Policy", "SsmpruneError", "apply_policy", "create_model", "remove_policy"]
+__version__ = _version("ssmprune")

@@ -1,0 +1,209 @@
+"""Vim (Zhu et al., arXiv 2401.09417), equal to the released models, prunable by a policy.
+
+Parameters carry the official names, so released checkpoints fit as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmprune.models.zoo import VimConfig
+from ssmprune.pruning.alignment import AlignedTokens
+from ssmprune.pruning.apply import PruningPlan
+from ssmprune.pruning.scorers import Features
+from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
+from ssmprune.tokens import TokenStream, prefix_mask, take
+
+_NORM_EPS = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), _NORM_EPS)
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, channels, H, W) to patch tokens (B, L, D) in raster order."""
+
+    def __init__(self, config: VimConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(
+            config.channels,
+            config.embed_dim,
+            config.window_size,
+            stride=config.stride,
+            padding=config.padding,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ScanInputs(NamedTuple):
+    """What one direction hands to the scan; every sequence in token order."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    delta_bias: Tensor
+
+
+class Mixer(nn.Module):
+    """A bidirectional Mamba mixer: one input and output projection, two scans.
+
+    The backward direction has parameters of its own and reads the tokens from last to first.
+    """
+
+    def __init__(self, config: VimConfig, backend: Backend):
+        super().__init__()
+        D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
+        self.split = (R, N, N)
+        self.backend: Backend = backend
+        self.in_proj = nn.Linear(D, 2 * E, bias=False)
+        self.conv1d = nn.Conv1d(E, E, config.d_conv, groups=E)
+        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
+        self.dt_proj = nn.Linear(R, E)
+        self.A_log = nn.Parameter(torch.empty(E, N))
+        self.D = nn.Parameter(torch.ones(E))
+        self.conv1d_b = nn.Conv1d(E, E, config.d_conv, groups=E)
+        self.x_proj_b = nn.Linear(E, R + 2 * N, bias=False)
+        self.dt_proj_b = nn.Linear(R, E)
+        self.A_b_log = nn.Parameter(torch.empty(E, N))
+        self.D_b = nn.Parameter(torch.ones(E))
+        self.out_proj = nn.Linear(E, D, bias=False)
+        self.reset_parameters(config.depth)
+
+    def reset_parameters(self, depth: int) -> None:
+        """Steps log-uniform in [0.001, 0.1], A = -(1..N), projections scaled by their fan-in."""
+        E, N = self.A_log.shape
+        nn.init.normal_(self.in_proj.weight, std=self.in_proj.in_features**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=(E * depth) ** -0.5)
+        for A_log in (self.A_log, self.A_b_log):
+            A_log.data.copy_(torch.arange(1, N + 1).float().log().expand(E, N))
+        for conv in (self.conv1d, self.conv1d_b):
+            nn.init.uniform_(conv.weight, -0.5, 0.5)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        for dt_proj in (self.dt_proj, self.dt_proj_b):
+            bound = dt_proj.in_features**-0.5
+            nn.init.uniform_(dt_proj.weight, -bound, bound)
+            step = torch.empty(E).uniform_(math.log(0.001), math.log(0.1)).exp()
+            dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
+
+    def scan_inputs(self, x: Tensor, aligned: AlignedTokens | None, reverse: bool) -> ScanInputs:
+        """Convolve x, of shape (B, L, E), and project it to the scan's inputs."""
+        if reverse:
+            conv, x_proj, dt_proj = self.conv1d_b, self.x_proj_b, self.dt_proj_b
+            A_log, D = self.A_b_log, self.D_b
+        else:
+            conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
+            A_log, D = self.A_log, self.D
+        positions = None if aligned is None else aligned.conv_positions
+        u = causal_conv1d_silu(
+            x, conv.weight[:, 0], conv.bias, positions, reverse=reverse, backend=self.backend
+        )
+        dt, B, C = x_proj(u).split(self.split, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
+        delta = F.linear(dt, dt_proj.weight)  # the bias is added inside the scan
+        return ScanInputs(u, delta, -A_log.exp(), B, C, D, dt_proj.bias)
+
+    def scan(self, inputs: ScanInputs, aligned: AlignedTokens | None, reverse: bool) -> Tensor:
+        """SSM output before the gate, of shape (B, L, E), in token order."""
+        gaps = None if aligned is None else aligned.gaps(inputs.delta_bias, reverse)
+        return selective_scan(
+            *inputs[:6],
+            delta_bias=inputs.delta_bias,
+            delta_softplus=True,
+            gaps=gaps,
+            reverse=reverse,
+            backend=self.backend,
+        )
+
+
+class Block(nn.Module):
+    """RMS norm and mixer; the residual sum is the model's business."""
+
+    def __init__(self, config: VimConfig, backend: Backend):
+        super().__init__()
+        self.mixer = Mixer(config, backend)
+        self.norm = RMSNorm(config.embed_dim)
+
+
+class Vim(nn.Module):
+    """A Vim classifier.
+
+    Attributes:
+        config: The model's configuration.
+        plan: What to prune after which block; None for dense.
+    """
+
+    def __init__(self, config: VimConfig, backend: Backend = "auto"):
+        super().__init__()
+        self.config = config
+        self.plan: PruningPlan | None = None
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, config.embed_dim) * 0.2)
+        self.pos_embed = nn.Parameter(torch.randn(1, config.num_tokens, config.embed_dim) * 0.2)
+        self.layers = nn.ModuleList(Block(config, backend) for _ in range(config.depth))
+        self.norm_f = RMSNorm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens of shape (B, L, D): patches, class token in the middle, position embedding."""
+        patches = self.patch_embed(images)
+        middle = patches.shape[1] // 2
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)
+        return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1) + self.pos_embed
+
+    def forward_features(self, images: Tensor) -> TokenStream:
+        """The tokens that are left, after the final norm.
+
+        Args:
+            images: Batch of shape (B, channels, image_size, image_size).
+        """
+        hidden = self.embed(images)
+        residual = torch.zeros_like(hidden)
+        num_tokens = hidden.shape[1]
+        positions = torch.arange(num_tokens, device=hidden.device).expand(hidden.shape[0], -1)
+        aligned: AlignedTokens | None = None
+        for index, block in enumerate(self.layers):
+            residual = residual + hidden
+            step = None if self.plan is None else self.plan.steps.get(index)
+            mixer: Mixer = block.mixer
+            x, z = mixer.in_proj(block.norm(residual)).chunk(2, dim=-1)
+            inputs = [mixer.scan_inputs(x, aligned, reverse) for reverse in (False, True)]
+            y = mixer.scan(inputs[0], aligned, False) + mixer.scan(inputs[1], aligned, True)
+            gated = y * F.silu(z) * 0.5
+            if self.plan is not None and step is not None:
+                prefix = prefix_mask(positions, self.config.prefix_positions)
+                steps = tuple((one.delta, one.delta_bias) for one in inputs)
+                features = Features(y, steps, positions, prefix, index, step.scorer.seed)
+                kept = step.select(features)
+                gated, residual = take(gated, kept), take(residual, kept)
+                positions = take(positions, kept)
+                aligned = AlignedTokens.of(self.plan.alignment, positions, num_tokens)
+            hidden = mixer.out_proj(gated)
+        normed = self.norm_f(residual + hidden)
+        return TokenStream(normed, positions, num_tokens, self.config.prefix_positions)
+
+    def forward_head(self, stream: TokenStream) -> Tensor:
+        """Logits of shape (B, num_classes), from the class token."""
+        return self.head(stream.prefix_tokens()[:, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (B, num_classes)."""
+        return self.forward_head(self.forward_features(images))

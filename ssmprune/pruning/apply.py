@@ -1,0 +1,96 @@
+"""A policy on a model: what each block has to do, and how it is put on and taken off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ssmprune.errors import PolicyError
+from ssmprune.models.zoo import ModelConfig
+from ssmprune.policy import Alignment, Policy, Scorer
+from ssmprune.pruning.scorers import Features, find_scorer
+from ssmprune.pruning.select import select_tokens
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """What happens after one block.
+
+    Attributes:
+        keep_count: Tokens kept per image, prefix tokens included.
+        scorer: The rule that chooses them.
+    """
+
+    keep_count: int
+    scorer: Scorer
+
+    def select(self, features: Features) -> Tensor:
+        """Ascending indices of the tokens that stay, (B, keep_count)."""
+        scores = find_scorer(self.scorer.name).score(features)
+        return select_tokens(scores, self.keep_count, features.prefix)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """A policy resolved for one model: exact counts, steps that remove nothing left out."""
+
+    policy: Policy
+    steps: dict[int, PruningStep]
+
+    @property
+    def alignment(self) -> Alignment:
+        return self.policy.alignment
+
+    @classmethod
+    def of(cls, policy: Policy, config: ModelConfig) -> PruningPlan:
+        """Resolve `policy` for the model described by `config`.
+
+        Raises:
+            PolicyError: The policy is for another model.
+        """
+        if policy.model != config.name:
+            raise PolicyError(
+                "a policy must be for the model it is applied to, "
+                f"got one for {policy.model!r} with {config.name!r}; "
+                f"search a policy for {config.name}, or use {policy.model}."
+            )
+        tokens = policy.entering_tokens(config)
+        steps = {
+            stage.layer: PruningStep(tokens[stage.layer + 1], policy.stage_scorer(stage))
+            for stage in policy.stages
+            if tokens[stage.layer + 1] < tokens[stage.layer]
+        }
+        return cls(policy, steps)
+
+
+class Prunable(Protocol):
+    """A backbone whose forward follows `plan`."""
+
+    config: ModelConfig
+    plan: PruningPlan | None
+
+
+def apply_policy(model: nn.Module, policy: Policy) -> None:
+    """Make `model` prune by `policy` from its next forward on; weights are not touched.
+
+    Raises:
+        PolicyError: The policy is for another model.
+    """
+    backbone = _prunable(model)
+    backbone.plan = PruningPlan.of(policy, backbone.config)
+
+
+def remove_policy(model: nn.Module) -> None:
+    """Make `model` dense again."""
+    _prunable(model).plan = None
+
+
+def _prunable(model: nn.Module) -> Prunable:
+    if not hasattr(model, "plan") or not hasattr(model, "config"):
+        raise TypeError(
+            f"model must be one of ssmprune's backbones, got {type(model).__name__}; "
+            "build it with ssmprune.create_model, and unwrap it first if it is wrapped."
+        )
+    return model  # type: ignore[return-value]

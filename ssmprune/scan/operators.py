@@ -1,0 +1,143 @@
+"""The kernels as torch operators with gradients and fake implementations.
+
+numba is imported at the first call, not with the package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("ssmprune::selective_scan", mutates_args=())
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    gap_step: Tensor | None,
+    gap_scale: float,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    from ssmprune.scan import cpu
+
+    return cpu.scan_forward(
+        u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
+    )
+
+
+@selective_scan.register_fake
+def _(u: Tensor, *_: Any) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op("ssmprune::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    gap_step: Tensor | None,
+    gap_scale: float,
+    delta_softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """Gradients of u, delta, A, B, C, and of those of D, delta_bias, gap_step that are there."""
+    from ssmprune.scan import cpu
+
+    gradients = cpu.scan_backward(
+        dy, u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
+    )
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@_selective_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    gap_step: Tensor | None,
+    *_: Any,
+) -> list[Tensor]:
+    inputs = (u, delta, A, B, C, D, delta_bias, gap_step)
+    return [x.new_empty(x.shape) for x in inputs if x is not None]
+
+
+def _scan_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:9])
+    ctx.settings = inputs[9:]
+
+
+def _scan_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    present = iter(_selective_scan_backward(dy, *saved, *ctx.settings))
+    has_gap = saved[7] is not None
+    gradients = [
+        next(present) if x is not None and index != 7 and (index != 8 or has_gap) else None
+        for index, x in enumerate(saved)
+    ]
+    return (*gradients, None, None, None)
+
+
+selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)
+
+
+@torch.library.custom_op("ssmprune::causal_conv1d_silu", mutates_args=())
+def causal_conv1d_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool
+) -> Tensor:
+    from ssmprune.scan import cpu_conv
+
+    return cpu_conv.conv_forward(x, weight, bias, positions, reverse)
+
+
+@causal_conv1d_silu.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("ssmprune::causal_conv1d_silu_backward", mutates_args=())
+def _causal_conv1d_silu_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ssmprune.scan import cpu_conv
+
+    return cpu_conv.conv_backward(dy, x, weight, bias, positions, reverse)
+
+
+@_causal_conv1d_silu_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _conv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _conv_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dweight, dbias = _causal_conv1d_silu_backward(dy, *ctx.saved_tensors, ctx.reverse)
+    return dx, dweight, dbias, None, None
+
+
+causal_conv1d_silu.register_autograd(_conv_gradients, setup_context=_conv_context)
