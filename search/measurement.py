@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -39,7 +41,17 @@ class Measurement:
     latency_ratio_high: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The figures for JSON, which has no NaN: None stands for it."""
+        return {k: None if _is_nan(v) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> Measurement:
+        """What `to_dict` gave, as a measurement again."""
+        return cls(**{k: math.nan if v is None else v for k, v in figures.items()})
+
+    def value(self, objective: Objective) -> float:
+        """The figure of one objective."""
+        return float(getattr(self, objective))
 
 
 @dataclass(frozen=True)
@@ -58,3 +70,7 @@ class Candidate:
     source: str
     search: Measurement
     holdout: Measurement | None = None
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
