@@ -1,0 +1,121 @@
+"""Labelled images under one interface: the embedded digits and folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssmprune.data.base import SPLITS, Batch, ImageSet, Loader, TrainingStream
+from ssmprune.errors import DataError, UsageError, unknown_name
+
+__all__ = ["SPLITS", "Batch", "ImageSet", "Loader", "TrainingStream", "open_images", "open_stream"]
+
+
+def open_images(
+    name: str,
+    split: str,
+    *,
+    image_size: int,
+    channels: int,
+    batch_size: int = 64,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """Open a split of a data set for evaluation.
+
+    No image, and no source of a composed image, is in two splits, whatever the seed.
+
+    Args:
+        name: `digits`, or the path of a folder with one sub-folder of images per class, or of a
+            folder that holds such folders for the splits (see `ssmprune.data.images`).
+        split: `train`, `search` (for decisions) or `holdout` (for the last word).
+        image_size: Pixels per side that the model takes.
+        channels: Colour channels that the model takes.
+        batch_size: Images per batch; the last batch may be smaller.
+        limit: Only that many images, the first ones of the order.
+        seed: Determines the order and, for `digits`, the composition.
+
+    Raises:
+        UsageError: The data set is unknown, or an argument does not fit it.
+        DataError: The folder is missing, or holds no classes or no images.
+    """
+    if split not in SPLITS:
+        raise UsageError(unknown_name("split", split, SPLITS))
+    _check_positive("batch_size", batch_size)
+    if limit is not None:
+        _check_positive("limit", limit)
+    if name == "digits":
+        from ssmprune.data import digits
+
+        digits.check_shape(image_size, channels)
+        return digits.open_digits(split, batch_size=batch_size, limit=limit, seed=seed)
+
+    from ssmprune.data import images
+
+    return images.open_folder(
+        _folder(name),
+        split,
+        image_size=images.check_shape(image_size, channels),
+        batch_size=batch_size,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def open_stream(
+    name: str,
+    *,
+    image_size: int,
+    channels: int,
+    batch_size: int,
+    seed: int = 0,
+    curriculum_steps: int = 0,
+) -> TrainingStream:
+    """Open the training images of a data set as an endless stream of batches.
+
+    Args:
+        name: As for `open_images`; a folder needs a sub-folder `train`.
+        image_size: Pixels per side that the model takes.
+        channels: Colour channels that the model takes.
+        batch_size: Images per batch.
+        seed: The batch of a step depends on the seed and the step alone.
+        curriculum_steps: Steps over which composed images grow to their full difficulty.
+
+    Raises:
+        UsageError: The data set is unknown, or an argument does not fit it.
+        DataError: The folder is missing, or holds no training images.
+    """
+    _check_positive("batch_size", batch_size)
+    if name == "digits":
+        from ssmprune.data import digits
+
+        digits.check_shape(image_size, channels)
+        return digits.DigitStream(
+            batch_size=batch_size, seed=seed, curriculum_steps=curriculum_steps
+        )
+
+    from ssmprune.data import images
+
+    return images.FolderStream(
+        _folder(name),
+        image_size=images.check_shape(image_size, channels),
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def _folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"a data set must be a folder of images, but {name} is a file.")
+    if len(path.parts) == 1:
+        raise UsageError(f"{unknown_name('data set', name, ['digits'])} A folder goes by its path.")
+    raise DataError(
+        f"a data set must be a folder that exists, but {name} does not; check the path."
+    )
+
+
+def _check_positive(option: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{option} must be at least 1, got {value}.")
