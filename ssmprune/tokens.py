@@ -35,7 +35,7 @@ class TokenStream:
     def prefix_tokens(self) -> Tensor:
         """The prefix tokens in sequence order, of shape (B, P, D)."""
         if not self.is_pruned:
-            return self.hidden[:, list(self.prefix_positions)]
+            return torch.stack([self.hidden[:, p] for p in self.prefix_positions], dim=1)
         columns = [(self.positions == p).to(torch.uint8).argmax(1) for p in self.prefix_positions]
         return take(self.hidden, torch.stack(columns, dim=1))
 

@@ -6,7 +6,8 @@ Parameters carry the official names, so released checkpoints fit as they are.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,8 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        grid: Tensor = self.proj(images)  # (B, D, H, W)
+        return grid.flatten(2).transpose(1, 2)
 
 
 class ScanInputs(NamedTuple):
@@ -60,6 +62,20 @@ class ScanInputs(NamedTuple):
     C: Tensor
     D: Tensor
     delta_bias: Tensor
+
+
+class MixerOutput(NamedTuple):
+    """What the mixer computed for each token, before its output projection.
+
+    Attributes:
+        y: SSM output before the gate, both directions together, (B, L, E).
+        gated: Mean of the directions times silu(z), (B, L, E).
+        inputs: The scan inputs of the forward and of the backward direction.
+    """
+
+    y: Tensor
+    gated: Tensor
+    inputs: tuple[ScanInputs, ...]
 
 
 class Mixer(nn.Module):
@@ -96,12 +112,20 @@ class Mixer(nn.Module):
             A_log.data.copy_(torch.arange(1, N + 1).float().log().expand(E, N))
         for conv in (self.conv1d, self.conv1d_b):
             nn.init.uniform_(conv.weight, -0.5, 0.5)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
         for dt_proj in (self.dt_proj, self.dt_proj_b):
             bound = dt_proj.in_features**-0.5
             nn.init.uniform_(dt_proj.weight, -bound, bound)
             step = torch.empty(E).uniform_(math.log(0.001), math.log(0.1)).exp()
             dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
+
+    def forward(self, normed: Tensor, aligned: AlignedTokens | None) -> MixerOutput:
+        """Run both directions over the tokens, of shape (B, L, D), up to the output projection."""
+        x, z = self.in_proj(normed).chunk(2, dim=-1)  # (B, L, E) each
+        inputs = [self.scan_inputs(x, aligned, reverse) for reverse in (False, True)]
+        y = self.scan(inputs[0], aligned, False) + self.scan(inputs[1], aligned, True)
+        return MixerOutput(y, y * F.silu(z) * 0.5, tuple(inputs))
 
     def scan_inputs(self, x: Tensor, aligned: AlignedTokens | None, reverse: bool) -> ScanInputs:
         """Convolve x, of shape (B, L, E), and project it to the scan's inputs."""
@@ -112,6 +136,7 @@ class Mixer(nn.Module):
             conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
             A_log, D = self.A_log, self.D
         positions = None if aligned is None else aligned.conv_positions
+        assert conv.bias is not None
         u = causal_conv1d_silu(
             x, conv.weight[:, 0], conv.bias, positions, reverse=reverse, backend=self.backend
         )
@@ -146,12 +171,14 @@ class Vim(nn.Module):
 
     Attributes:
         config: The model's configuration.
+        backend: The scan's backend.
         plan: What to prune after which block; None for dense.
     """
 
     def __init__(self, config: VimConfig, backend: Backend = "auto"):
         super().__init__()
         self.config = config
+        self.backend: Backend = backend
         self.plan: PruningPlan | None = None
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.embed_dim) * 0.2)
@@ -180,29 +207,27 @@ class Vim(nn.Module):
         num_tokens = hidden.shape[1]
         positions = torch.arange(num_tokens, device=hidden.device).expand(hidden.shape[0], -1)
         aligned: AlignedTokens | None = None
-        for index, block in enumerate(self.layers):
+        for index, block in enumerate(cast(Iterable[Block], self.layers)):
             residual = residual + hidden
             step = None if self.plan is None else self.plan.steps.get(index)
-            mixer: Mixer = block.mixer
-            x, z = mixer.in_proj(block.norm(residual)).chunk(2, dim=-1)
-            inputs = [mixer.scan_inputs(x, aligned, reverse) for reverse in (False, True)]
-            y = mixer.scan(inputs[0], aligned, False) + mixer.scan(inputs[1], aligned, True)
-            gated = y * F.silu(z) * 0.5
+            mixed: MixerOutput = block.mixer(block.norm(residual), aligned)
+            gated = mixed.gated
             if self.plan is not None and step is not None:
                 prefix = prefix_mask(positions, self.config.prefix_positions)
-                steps = tuple((one.delta, one.delta_bias) for one in inputs)
-                features = Features(y, steps, positions, prefix, index, step.scorer.seed)
+                steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
+                features = Features(mixed.y, steps, positions, prefix, index, step.scorer.seed)
                 kept = step.select(features)
                 gated, residual = take(gated, kept), take(residual, kept)
                 positions = take(positions, kept)
                 aligned = AlignedTokens.of(self.plan.alignment, positions, num_tokens)
-            hidden = mixer.out_proj(gated)
+            hidden = block.mixer.out_proj(gated)
         normed = self.norm_f(residual + hidden)
         return TokenStream(normed, positions, num_tokens, self.config.prefix_positions)
 
     def forward_head(self, stream: TokenStream) -> Tensor:
         """Logits of shape (B, num_classes), from the class token."""
-        return self.head(stream.prefix_tokens()[:, 0])
+        logits: Tensor = self.head(stream.prefix_tokens()[:, 0])
+        return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (B, num_classes)."""

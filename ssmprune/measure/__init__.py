@@ -1,0 +1,1 @@
+"""FLOPs, latency and accuracy of a model, dense or pruned."""

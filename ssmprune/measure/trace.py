@@ -1,0 +1,166 @@
+"""FLOPs of a model as fvcore finds them in a trace of its forward.
+
+The check of the closed form in `ssmprune.measure.flops`: an operator that neither has a price nor
+is known to be free is an error, since fvcore alone would log it and count zero.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch.jit._trace import TracerWarning
+
+from ssmprune.errors import SsmpruneError
+from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopCount, FlopRow
+from ssmprune.models.vim import Vim
+from ssmprune.pruning.scorers import sort_flops
+
+Handle = Callable[[list[Any], list[Any]], int]
+
+# Element-wise arithmetic that fvcore neither prices nor ignores.
+_FREE = (
+    "__or__",
+    "abs",
+    "add",
+    "diff",
+    "div",
+    "exp",
+    "mul",
+    "neg",
+    "rand",
+    "silu",
+    "softplus",
+    "sqrt",
+    "square",
+    "sub",
+)
+
+# (last module on the path, operator) -> name in the table
+_NAMES = {
+    ("proj", "conv"): "patch_embed",
+    ("norm", "rms_norm"): "norm",
+    ("norm_f", "rms_norm"): "norm",
+    ("in_proj", "linear"): "in_proj",
+    ("x_proj", "linear"): "x_proj",
+    ("x_proj_b", "linear"): "x_proj_b",
+    ("mixer", "linear"): "dt_proj",
+    ("mixer", "causal_conv1d_silu"): "conv",
+    ("mixer", "selective_scan"): "scan",
+    ("out_proj", "linear"): "out_proj",
+    ("head", "linear"): "head",
+    ("", "sum"): "score",
+    ("", "mean"): "score",
+    ("", "index"): "score",
+    ("", "sort"): "sort",
+    ("", "gather"): "gather",
+    ("", "argmax"): "gather",
+}
+
+
+def trace_flops(model: Vim) -> FlopCount:
+    """Count the FLOPs of one image by tracing `model`, dense or pruned as it is.
+
+    The trace runs on a copy, on the CPU in float32.
+
+    Raises:
+        SsmpruneError: The forward holds an operator whose FLOPs are not known.
+    """
+    from fvcore.nn import FlopCountAnalysis
+
+    config = model.config
+    model = copy.deepcopy(model).cpu().float().eval()
+    image = torch.zeros(1, config.channels, config.image_size, config.image_size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        analysis = FlopCountAnalysis(model, image)
+        analysis.set_op_handle(**_handles())
+        analysis.set_op_handle(**{f"aten::{name}": None for name in _FREE})
+        with torch.no_grad(), _silenced("fvcore"):
+            counts = analysis.by_module_and_operator()
+            skipped = analysis.unsupported_ops()
+    if skipped:
+        raise SsmpruneError(
+            f"every operator must have a FLOP count, got {', '.join(sorted(skipped))} in "
+            f"{config.name}; give it a handle in {__name__}."
+        )
+    return FlopCount(tuple(_rows(counts)))
+
+
+def _rows(counts: dict[str, dict[str, int]]) -> Iterator[FlopRow]:
+    """The leaves of fvcore's table, on both rules."""
+    own = {
+        path: {
+            operator: int(total)
+            - sum(int(counts[child].get(operator, 0)) for child in _children(path, counts))
+            for operator, total in operators.items()
+        }
+        for path, operators in counts.items()
+    }
+    for path, operators in own.items():
+        layer = re.match(r"layers\.\d+", path)
+        part = layer[0] if layer else path.split(".")[0]
+        for operator, flops in operators.items():
+            if flops:
+                name = _NAMES[path.rpartition(".")[2], operator]
+                paper = _paper_flops(name, flops, own.get(f"{part}.mixer.in_proj", {}))
+                yield FlopRow(part, name.removesuffix("_b"), flops, paper)
+
+
+def _paper_flops(name: str, flops: int, in_proj: dict[str, int]) -> int:
+    """The publications' charge for one row: see `ssmprune.measure.flops`."""
+    if name in ("dt_proj", "conv", "scan"):
+        return flops // 2
+    if name in ("x_proj_b", "score", "sort", "gather"):
+        return 0
+    if name == "out_proj":  # on the tokens that enter the block, as in_proj
+        return in_proj["linear"] // 2
+    return flops
+
+
+def _children(path: str, paths: dict[str, Any]) -> Iterator[str]:
+    prefix = f"{path}." if path else ""
+    for other in paths:
+        if other != path and other.startswith(prefix) and "." not in other[len(prefix) :]:
+            yield other
+
+
+def _handles() -> dict[str, Handle]:
+    from fvcore.nn.jit_handles import get_shape
+
+    def shape(value: Any) -> list[int]:
+        return list(get_shape(value))
+
+    return {
+        "ssmprune::selective_scan": lambda i, o: SCAN_FLOPS * prod(shape(i[0])) * shape(i[2])[1],
+        "ssmprune::causal_conv1d_silu": lambda i, o: prod(shape(i[0])) * shape(i[1])[1],
+        "aten::rms_norm": lambda i, o: NORM_FLOPS * prod(shape(i[0])),
+        "aten::sum": lambda i, o: prod(shape(i[0])),
+        "aten::mean": lambda i, o: prod(shape(i[0])),
+        "aten::argmax": lambda i, o: prod(shape(i[0])),
+        "aten::sort": lambda i, o: sort_flops(shape(i[0])[1]),
+        "aten::gather": lambda i, o: prod(shape(o[0])),
+        "aten::index": lambda i, o: prod(shape(o[0])),
+    }
+
+
+class _silenced:
+    """Keeps a library from logging what is raised as an error here."""
+
+    def __init__(self, logger: str):
+        self.logger = logging.getLogger(logger)
+
+    def __enter__(self) -> None:
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.setLevel(self.level)

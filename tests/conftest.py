@@ -1,0 +1,47 @@
+"""Fixtures that several test files share."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+
+
+class Golden(NamedTuple):
+    """One file of reference numbers: settings and arrays by name."""
+
+    config: dict
+    arrays: dict[str, Tensor]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The arrays below a name, by the rest of their names."""
+        return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+
+@pytest.fixture(scope="session")
+def load_golden():
+    """Reads a golden file by name; skips where the goldens are not at hand."""
+    folder = Path(os.environ.get("SSMPRUNE_GOLDENS", ROOT.parent / "shared" / "goldens"))
+    if not folder.is_dir():
+        pytest.skip(f"no goldens: set SSMPRUNE_GOLDENS, or put them at {folder}")
+
+    def load(name: str) -> Golden:
+        with np.load(folder / name) as file:
+            config = json.loads(str(file["config_json"])) if "config_json" in file else {}
+            numeric = (k for k in file.files if file[k].dtype.kind in "fiu")
+            return Golden(config, {key: torch.from_numpy(file[key]) for key in numeric})
+
+    return load
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| over max |expected|; the plain difference where all of that is 0."""
+    difference = (found.double() - expected.double()).abs().max().item()
+    scale = expected.abs().max().item()
+    return difference / scale if scale else difference

@@ -1,0 +1,71 @@
+"""Closed form, fvcore's trace and the published figures."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ssmprune
+from ssmprune.errors import SsmpruneError
+from ssmprune.measure.flops import count_flops
+from ssmprune.measure.trace import trace_flops
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
+
+STAGES = st.dictionaries(st.integers(0, 7), st.floats(0.02, 1), max_size=4)
+
+
+@given(
+    ratios=STAGES,
+    scorer=st.sampled_from(sorted(scorer_names)),
+    decay=st.sampled_from(["none", "zero_input", "neighbor"]),
+    conv=st.sampled_from(["compact", "position"]),
+)
+@settings(max_examples=20, deadline=None)
+def test_closed_form_equals_the_trace_by_operator_on_both_rules(ratios, scorer, decay, conv):
+    model = ssmprune.create_model("vim_nano")
+    policy = Policy(
+        model="vim_nano",
+        stages=tuple(Stage(layer=k, keep_ratio=ratios[k]) for k in sorted(ratios)),
+        scorer=Scorer(name=scorer),
+        alignment=Alignment(decay=decay, conv=conv),
+    )
+    ssmprune.apply_policy(model, policy)
+    assert trace_flops(model).by_operator() == count_flops(model.config, policy).by_operator()
+
+
+def test_closed_form_of_a_dense_model_equals_the_trace():
+    model = ssmprune.create_model("vim_nano")
+    assert trace_flops(model).by_operator() == count_flops(model.config).by_operator()
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "both_directions"),
+    [
+        ("vim_tiny_patch16_224", 1.45, 1.82),
+        ("vim_small_patch16_224", 5.08, 5.91),
+        ("vim_base_patch16_224", 18.87, 20.88),
+    ],
+)
+def test_dense_figures_are_the_published_ones(name, paper, both_directions):
+    count = count_flops(find_config(name))
+    assert round(count.paper_flops / 1e9, 2) == paper
+    assert round(count.flops / 1e9, 2) == both_directions
+
+
+def test_published_schedule_has_its_published_figure():
+    """ToP-ViM's Vim-S: 197, 157, 125, 101 tokens at 3.57 G (arXiv 2409.18962 rounds to 3.60)."""
+    stages = tuple(
+        Stage(layer=layer, keep_count=count) for layer, count in ((4, 156), (9, 124), (14, 100))
+    )
+    policy = Policy(model="vim_small_patch16_224", stages=stages)
+    config = find_config("vim_small_patch16_224")
+    assert sorted(set(policy.entering_tokens(config)), reverse=True) == [197, 157, 125, 101]
+    assert round(count_flops(config, policy).paper_flops / 1e9, 2) == 3.57
+
+
+def test_operator_without_a_price_is_an_error(monkeypatch):
+    model = ssmprune.create_model("vim_nano")
+    monkeypatch.setattr(model.head, "forward", lambda x: torch.special.erf(x[:, :10]))
+    with pytest.raises(SsmpruneError, match="aten::special_erf"):
+        trace_flops(model)
