@@ -53,7 +53,9 @@ class Scorer(_Part):
     """The rule that gives each token its importance."""
 
     name: Annotated[str, AfterValidator(_known_scorer)] = Field(
-        default="clipped_sum", description="the name of a scorer, such as clipped_sum or l1"
+        default="clipped_sum",
+        description="the name of a scorer, such as clipped_sum or l1",
+        json_schema_extra=lambda schema: schema.update(enum=sorted(scorer_names)),
     )
     seed: int = Field(default=0, ge=0, description="seed of the random scorer, 0 or more")
 
@@ -113,7 +115,8 @@ class Policy(_Part):
         default=SCHEMA, alias="schema", description=f"write {SCHEMA}"
     )
     model: Annotated[str, AfterValidator(_known_model)] = Field(
-        description="the name of a model of `ssmprune models`"
+        description="the name of a model of `ssmprune models`",
+        json_schema_extra=lambda schema: schema.update(enum=model_names()),
     )
     stages: tuple[Stage, ...] = Field(
         strict=False, description="a list of stages, such as - {layer: 4, keep_ratio: 0.8}"
@@ -234,11 +237,6 @@ def _stage_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[tuple[
                 f"got {kept}; lower it",
             )
         tokens = min(tokens, kept)
-
-
-def policy_json_schema() -> dict[str, Any]:
-    """JSON Schema of the policy file, for editors."""
-    return Policy.model_json_schema(by_alias=True)
 
 
 def load_for(path: str | Path, model: str) -> Policy:

@@ -120,7 +120,10 @@ class YamlFile:
                 yield f"{rule} at {place}; {remedy}." if remedy else f"{rule} at {place}."
             else:
                 rule = re.sub(r"^Input should be", "must be", error["msg"])
-                yield (f"{key} {rule}, got {error['input']!r} at {place}; {_meaning(parent, key)}.")
+                rule = re.sub(r" dictionary or instance of \w+", " mapping of keys to values", rule)
+                name = f"entry {key}" if location and isinstance(location[-1], int) else key
+                meaning = _meaning(parent, key)
+                yield f"{name} {rule}, got {error['input']!r} at {place}; {meaning}."
 
     def _known(self, location: Location) -> Location:
         """A pydantic location without the names of union arms, which are no keys of the file."""
