@@ -1,0 +1,165 @@
+"""The output directory of a training run.
+
+`train.json` says what was trained and how it went, `log.csv` how it proceeded, `last.ckpt` is
+what a resumed run goes on from, and `model.safetensors` is the model.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssmprune.errors import RunError
+from ssmprune.yamlfile import write_atomically
+
+SCHEMA = "ssmprune.train/1"
+LOG_COLUMNS = ("step", "seconds", "lr", "loss", "search_top1")
+
+
+class TrainDirectory:
+    """The files of one run; every one of them is replaced whole or not at all."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.model_path = self.path / "model.safetensors"
+        self._record_path = self.path / "train.json"
+        self._log_path = self.path / "log.csv"
+        self._state_path = self.path / "last.ckpt"
+
+    @contextmanager
+    def claim(self, config: dict[str, Any]) -> Iterator[None]:
+        """Hold the directory for a run of `config`; it is made if there is none.
+
+        Raises:
+            RunError: It cannot be made, another process holds it, or it holds something else than
+                an earlier part of the same run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise RunError(
+                f"the output must be a directory, but {self.path} cannot be made one "
+                f"({error.strerror}); name another."
+            ) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"a directory serves one run at a time, but another run is using {self.path}; "
+                    "wait for it, or name another."
+                ) from None
+            self._check(config)
+            yield
+        finally:
+            os.close(handle)
+
+    def _check(self, config: dict[str, Any]) -> None:
+        if not self._record_path.exists():
+            if any(self.path.iterdir()):
+                raise RunError(
+                    f"the output must be a new directory or one with a train.json, but {self.path} "
+                    "holds other files; name another."
+                )
+            return
+        held = self.read_record()["config"]
+        changed = [
+            f"{key} is {held.get(key)} there and {config.get(key)} here"
+            for key in sorted(held.keys() | config.keys())
+            if held.get(key) != config.get(key)
+        ]
+        if changed:
+            raise RunError(
+                f"a run goes on only with what it began with, but {self.path} holds another: "
+                f"{'; '.join(changed)}. Name another directory, or repeat its settings."
+            )
+
+    def read_record(self) -> dict[str, Any]:
+        """What `train.json` says; empty if there is none.
+
+        Raises:
+            RunError: It is damaged or of another format.
+        """
+        if not self._record_path.exists():
+            return {}
+        try:
+            record = json.loads(self._record_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            record = None
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise RunError(
+                f"train.json must be of schema {SCHEMA}, but {self._record_path} is not; "
+                "name another directory."
+            )
+        return record
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write `train.json`."""
+        write_atomically(
+            self._record_path, json.dumps({"schema": SCHEMA, **record}, indent=2) + "\n"
+        )
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The state to go on from, if there is one.
+
+        Raises:
+            RunError: `last.ckpt` is damaged.
+        """
+        if not self._state_path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(
+                self._state_path, map_location="cpu", weights_only=True
+            )
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+            raise RunError(
+                f"a run goes on from its last checkpoint, but {self._state_path} is damaged; "
+                "remove it to begin anew."
+            ) from None
+        return state
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write `last.ckpt`."""
+        _replace(self._state_path, lambda path: torch.save(state, path))
+
+    def write_model(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write `model.safetensors`: the weights, and what they are, in its header."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        _replace(self.model_path, lambda path: save_file(tensors, path, metadata))
+
+    def read_log(self, until: int) -> list[dict[str, Any]]:
+        """The rows of `log.csv` up to and with step `until`."""
+        if not self._log_path.exists():
+            return []
+        with self._log_path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if int(row["step"]) <= until]
+
+    def write_log(self, rows: list[dict[str, Any]]) -> None:
+        """Write `log.csv`."""
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, LOG_COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        _replace(self._log_path, write)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put that in its place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,67 @@
+"""What a person sees of a running training."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich import progress
+from rich.console import Console
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """A bar where stderr is a terminal, a plain line now and then where it is not.
+
+    Args:
+        first: Steps that were made in earlier sessions.
+        steps: Steps of the whole run.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, first: int, steps: int, shown: bool) -> None:
+        self._console = Console(stderr=True, quiet=not shown, highlight=False)
+        self._steps = steps
+        self._last_line = time.monotonic()
+        self._bar = progress.Progress(
+            progress.TextColumn("training"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=first, figures="")
+        if first:
+            self._console.print(f"going on from step {first}")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self) -> None:
+        """Count one more step."""
+        self._bar.advance(self._task)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show a new row of the log."""
+        figures = f"loss {row['loss']}"
+        if row["search_top1"]:
+            figures += f"  search top-1 {row['search_top1']} %"
+        self._bar.update(self._task, figures=figures)
+        now = time.monotonic()
+        is_due = row["search_top1"] or now - self._last_line > _SECONDS_BETWEEN_LINES
+        if is_due and not self._console.is_terminal:
+            self._last_line = now
+            self._console.print(f"step {row['step']}/{self._steps}  {row['seconds']} s  {figures}")
