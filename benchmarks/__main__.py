@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import save, show
 
-NAMES = ("scan", "startup", "throughput", "search")
+NAMES = ("scan", "startup", "throughput", "search", "alignment")
 
 
 def main(names: list[str]) -> None:
