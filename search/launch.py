@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import platform
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from search.measurement import Candidate
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+import torch
+from ray import tune
+
+from search.evaluator import Evaluators, ModelEvaluators
+from search.front import front
+from search.journal import recover
+from search.measurement import Candidate, Measurement
+from search.progress import SearchProgress
+from search.rundir import RunDirectory
+from search.samplers import SAMPLERS
+from search.space import SearchSpace
+from search.study import Counts, Study
+from search.worker import Job, work
+from ssmprune.errors import RunError, SsmpruneError, UsageError, unknown_name
+from ssmprune.models.checkpoints import shipped_checkpoint
+from ssmprune.policy import Policy
+
+POLL_SECONDS = 0.25
+_MOST_RESTARTS = 20  # of one worker
+_PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
 
 @dataclass(frozen=True)
@@ -13,19 +49,23 @@ class SearchResult:
     """What a search has found.
 
     Attributes:
-        finished: Candidates that were evaluated or failed, over all calls on this directory.
-        failed: Those of them whose evaluation failed.
+        counts: The run's trials, over all calls on its directory.
         front: The front's members with their figures on the search split and the holdout.
+        seconds: Duration of this call.
         interrupted: Whether Ctrl-C ended the search before all trials were done.
     """
 
     run_dir: Path
     trials: int
-    finished: int
-    failed: int
+    counts: Counts
     front: list[Candidate]
     seconds: float
     interrupted: bool
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the search ended early because the sampler found nothing new any more."""
+        return self.counts.finished < self.trials and not self.interrupted
 
 
 def search(
@@ -37,33 +77,418 @@ def search(
     seed: int | None = None,
     sampler: str | None = None,
     checkpoint: str | Path | None = None,
-    data: str | None = None,
+    data: str = "digits",
     device: str = "cpu",
     batch_size: int = 128,
+    amp: bool = False,
     gpus_per_worker: float | None = None,
     address: str | None = None,
     resume: bool = False,
     progress: bool = True,
+    evaluators: Evaluators | None = None,
 ) -> SearchResult:
     """Search `space` until `trials` candidates are finished; results go to `run_dir`.
 
+    Ctrl-C ends the search after the candidates under way; a second one at once.
+
     Args:
         space: A search space file.
-        run_dir: The run directory; must not exist unless `resume` is given.
+        run_dir: The run directory; must be new unless `resume` is given.
         trials: Candidates to finish, those of earlier calls on this directory included.
         workers: Ray Tune workers that evaluate side by side.
-        seed: Seed of the sampler; with None 0, or on resume what the run has.
-        sampler: nsga2, tpe, random, qmc or gp; with None nsga2, or on resume what the run has.
+        seed: Seed of the sampler; with None 0, or on resume the run's.
+        sampler: nsga2, tpe, random, qmc or gp; with None nsga2, or on resume the run's.
         checkpoint: Weights of the model; with None those that ship with it.
-        data: Name or folder of the data set; with None the embedded digits.
-        gpus_per_worker: Share of a GPU that each worker holds; with None 1 on cuda, 0 on the CPU.
+        data: Name or folder of the data set.
+        device: Torch device of the workers, such as cpu or cuda.
+        batch_size: Images per batch, for accuracy and latency.
+        amp: Run models under bfloat16 autocast.
+        gpus_per_worker: Share of a GPU that each worker holds; with None an equal share of what
+            is there, at most 1, and 0 on the CPU.
         address: A Ray cluster; with None Ray runs on this machine for the time of the search.
         resume: Go on with the run in `run_dir`.
         progress: Show live progress on standard error.
+        evaluators: What measures policies, in place of a model with checkpoint and data.
 
     Raises:
         UsageError: An argument is out of range or unknown.
         SpaceError, CheckpointError, DataError: A file is not what it has to be.
         RunError: The directory exists without `resume`, is in use, or belongs to another search.
     """
-    raise NotImplementedError
+    start = time.monotonic()
+    _check_call(trials, workers, sampler, gpus_per_worker)
+    run = RunDirectory.open(run_dir) if resume else RunDirectory(run_dir)
+    if not resume:
+        run.refuse_existing()
+    frozen = SearchSpace.load(space)
+    if evaluators is None:
+        _check_device(device, address)
+        evaluators = ModelEvaluators(
+            model=frozen.model,
+            checkpoint=_checkpoint(checkpoint, frozen.model),
+            data=data,
+            device=device,
+            objectives=frozen.objectives,
+            batch_size=batch_size,
+            amp=amp,
+        )
+    call = {
+        "space": str(space),
+        "trials": trials,
+        "workers": workers,
+        "seed": seed,
+        "sampler": sampler,
+        "data": data,
+        "device": device,
+        "batch_size": batch_size,
+        "amp": amp,
+    }
+    identity = evaluators.identity()
+    with run.lock(), SearchProgress(trials, progress) as shown:
+        if resume:
+            _resume(run, frozen, identity, call, shown)
+        else:
+            run.refuse_existing()
+            _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
+        with _ray(address, workers):
+            pool = _pool(workers, device, gpus_per_worker)
+            interrupted = _Driver(run, evaluators, pool, trials, shown).run()
+        study = Study(run)
+        return SearchResult(
+            run_dir=run.path,
+            trials=trials,
+            counts=study.counts(),
+            front=front(study.candidates(), frozen.objectives),
+            seconds=time.monotonic() - start,
+            interrupted=interrupted,
+        )
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The workers and what each of them holds."""
+
+    workers: int
+    threads: int
+    gpus: float
+
+    def resources(self) -> dict[str, float]:
+        return {"cpu": self.threads, "gpu": self.gpus}
+
+
+class _Driver:
+    """Runs workers until the study is complete, then the holdout."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        evaluators: Evaluators,
+        pool: _Pool,
+        trials: int,
+        shown: SearchProgress,
+    ):
+        self._run, self._evaluators, self._pool = run, evaluators, pool
+        self._trials, self._shown = trials, shown
+
+    def run(self) -> bool:
+        """Search, then measure the front on the holdout.
+
+        Returns:
+            Whether Ctrl-C ended the search.
+
+        Raises:
+            RunError: The workers cannot work, or no candidate could be evaluated.
+        """
+        if "search" not in self._run.info["dense"]:
+            self._measure_dense("search")
+        study = Study(self._run)
+        if self._search(study):
+            return True
+        if not study.candidates():
+            raise RunError(_no_candidates(study))
+        if "holdout" not in self._run.info["dense"]:
+            self._measure_dense("holdout")
+        self._measure_front(study)
+        return False
+
+    def _search(self, study: Study) -> bool:
+        """Let workers run until enough candidates are finished or none can be found.
+
+        Returns:
+            Whether Ctrl-C ended it.
+        """
+        while (before := study.counts().finished) < self._trials:
+            session = uuid.uuid4().hex
+            study.begin_session(session)
+            workers = _Workers(self._run, session, self._trials, self._evaluators, self._pool)
+            interrupted = self._watch(study, workers)
+            study.end_session()
+            study.close_lost(lambda owner: True)
+            if interrupted:
+                return True
+            if study.counts().finished == before:
+                if workers.fault is not None:
+                    raise RunError(f"the search's workers must run, but {workers.fault}.")
+                return False
+        return False
+
+    def _watch(self, study: Study, workers: _Workers) -> bool:
+        """Show progress until the workers have ended; after Ctrl-C they end soon."""
+        interrupted = False
+        workers.start()
+        while workers.is_alive():
+            try:
+                workers.join(POLL_SECONDS)
+                self._shown.show(study.counts())
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+                study.end_session()
+                self._shown.say("search: ending after the candidates under way")
+        self._shown.show(study.counts())
+        return interrupted
+
+    def _measure_dense(self, split: str) -> None:
+        [dense] = self._measure(split, [Policy(model=self._run.space.model, stages=())])
+        info = self._run.info
+        info["dense"][split] = dense.to_dict()
+        self._run.write_info(info)
+
+    def _measure_front(self, study: Study) -> None:
+        """Measure once more, on images that no decision saw, the members that have not been."""
+        members = front(study.candidates(), study.space.objectives)
+        members = [member for member in members if member.holdout is None]
+        dense = self._run.dense("holdout")
+        figures = self._measure("holdout", [member.policy for member in members], dense)
+        for member, measurement in zip(members, figures, strict=True):
+            study.set_holdout(member.trial, measurement)
+
+    def _measure(
+        self, split: str, policies: Sequence[Policy], dense: Measurement | None = None
+    ) -> list[Measurement]:
+        """Measure policies outside the study, shared out to as many tasks as there are workers."""
+        pool = self._pool
+        task = ray.remote(num_cpus=pool.threads, num_gpus=pool.gpus)(_measure)
+        shares = [policies[n :: pool.workers] for n in range(min(pool.workers, len(policies)))]
+        futures = [
+            task.remote(self._evaluators, split, pool.threads, dense, share) for share in shares
+        ]
+        try:
+            results = ray.get(futures)
+        except ray.exceptions.RayTaskError as fault:
+            if isinstance(fault.cause, SsmpruneError):
+                raise fault.cause from None
+            raise
+        found: list[Measurement | None] = [None] * len(policies)
+        for number, result in enumerate(results):
+            found[number :: pool.workers] = result
+        return [measurement for measurement in found if measurement is not None]
+
+
+class _Workers(threading.Thread):
+    """A session's Ray Tune trials; in a thread, so that Ctrl-C reaches the driver, not Tune.
+
+    Attributes:
+        fault: Why a worker ended for good before its time, as a sentence; None otherwise.
+    """
+
+    def __init__(
+        self, run: RunDirectory, session: str, trials: int, evaluators: Evaluators, pool: _Pool
+    ):
+        super().__init__(name="workers", daemon=True)
+        self.fault: str | None = None
+        self._job = Job(run.path, session, trials, evaluators, pool.threads)
+        self._pool = pool
+
+    def run(self) -> None:
+        directory = self._job.run_dir / ".tune"
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(_trainable(self._job), self._pool.resources()),
+                param_space={"worker": tune.grid_search(list(range(self._pool.workers)))},
+                run_config=tune.RunConfig(
+                    name=self._job.session,
+                    storage_path=str(directory),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=_MOST_RESTARTS),
+                ),
+            )
+            results = tuner.fit()
+            if results.errors:
+                self.fault = _last_line(results.errors[0])
+        except Exception as fault:  # noqa: BLE001 - handed to the driver's thread
+            self.fault = _last_line(fault)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
+    """What Tune runs for each worker."""
+
+    def trainable(config: dict[str, Any]) -> None:
+        work(job, config["worker"], tune.report)
+
+    return trainable
+
+
+def _measure(
+    evaluators: Evaluators,
+    split: str,
+    threads: int,
+    dense: Measurement | None,
+    policies: Sequence[Policy],
+) -> list[Measurement]:
+    evaluate = evaluators.open(split, threads, dense)
+    return [evaluate(policy) for policy in policies]
+
+
+def _begin(run: RunDirectory, space: str, identity: dict[str, Any], call: dict[str, Any]) -> None:
+    """Write a new run; `run.json` comes last and makes it one."""
+    run.freeze_space(space)
+    Study.create(run.journal_path, run.space)
+    call = {**call, "sampler": call["sampler"] or "nsga2", "seed": call["seed"] or 0}
+    run.write_info(
+        {
+            "call": call,
+            "identity": identity,
+            "versions": _versions(),
+            "machine": platform.platform(),
+            "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "dense": {},
+        }
+    )
+
+
+def _resume(
+    run: RunDirectory,
+    space: SearchSpace,
+    identity: dict[str, Any],
+    call: dict[str, Any],
+    shown: SearchProgress,
+) -> None:
+    """Make an earlier run ready to go on.
+
+    Raises:
+        RunError: The call is for another search than the run's.
+        UsageError: The run has more trials already.
+    """
+    info = run.info
+    before, now = info["call"], {k: v for k, v in call.items() if v is not None}
+    changed = [key for key in info["identity"] if info["identity"][key] != identity.get(key)]
+    changed += [key for key in ("sampler", "seed") if key in now and now[key] != before[key]]
+    if space != run.space:
+        changed.append("space")
+    if changed:
+        raise RunError(
+            f"a run must be resumed with what it was begun with, but {' and '.join(changed)} "
+            f"changed since {run.path} was begun; give the same, or begin a run elsewhere."
+        )
+    message = recover(run.journal_path)
+    if message is not None:
+        shown.say(message)
+    finished = Study(run).counts().finished
+    if call["trials"] < finished:
+        raise UsageError(
+            f"--trials must be at least {finished}, the candidates that {run.path} has already, "
+            f"got {call['trials']}; it counts those of earlier calls."
+        )
+    run.write_info({**info, "call": {**before, **now}})
+
+
+@contextmanager
+def _ray(address: str | None, workers: int) -> Iterator[None]:
+    """Ray for the time of a search; one that runs in this process already is used and stays."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        cpus = max(len(os.sched_getaffinity(0)), workers)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as fault:
+            raise UsageError(
+                f"--address must be that of a running Ray cluster, got {address!r}: "
+                f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
+            ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _pool(workers: int, device: str, gpus_per_worker: float | None) -> _Pool:
+    """Share out what Ray has.
+
+    Raises:
+        UsageError: The workers need GPUs that Ray does not have.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    threads = max(1, int(resources.get("CPU", 1) // workers))
+    gpus = resources.get("GPU", 0.0)
+    if gpus_per_worker is None:
+        gpus_per_worker = min(1.0, gpus / workers) if device.startswith("cuda") else 0.0
+    if gpus_per_worker > gpus or (device.startswith("cuda") and not gpus_per_worker):
+        raise UsageError(
+            f"workers on {device} must hold a GPU, but Ray has {gpus:g} GPUs and a worker needs "
+            f"{gpus_per_worker:g}; lower --gpus-per-worker, or give --device cpu."
+        )
+    return _Pool(workers, threads, gpus_per_worker)
+
+
+def _check_call(
+    trials: int, workers: int, sampler: str | None, gpus_per_worker: float | None
+) -> None:
+    for option, value in (("--trials", trials), ("--workers", workers)):
+        if value < 1:
+            raise UsageError(f"{option} must be at least 1, got {value}.")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UsageError(unknown_name("sampler", sampler, SAMPLERS))
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise UsageError(f"--gpus-per-worker must not be negative, got {gpus_per_worker}.")
+
+
+def _check_device(device: str, address: str | None) -> None:
+    """Refuse a device that is not there; on a cluster, Ray's resources tell later."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be cpu or cuda, got {device!r}.")
+    if kind == "cuda" and address is None and not torch.cuda.is_available():
+        raise UsageError(f"--device {device} must be there, but there is no GPU; give cpu.")
+
+
+def _checkpoint(path: str | Path | None, model: str) -> Path:
+    checkpoint = shipped_checkpoint(model) if path is None else Path(path)
+    if checkpoint is None:
+        raise UsageError(
+            f"a search needs trained weights, but none ship with {model}; give --checkpoint."
+        )
+    return checkpoint.absolute()
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def _no_candidates(study: Study) -> str:
+    failures = study.failures()
+    if failures:
+        return (
+            f"a search must evaluate at least one candidate, but all {len(failures)} failed, the "
+            f"first with: {failures[0][1]}."
+        )
+    return (
+        "a search must find at least one candidate within the space's limits, but found none; "
+        "widen limits or ratios in the space file."
+    )
+
+
+def _last_line(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[-1].rstrip(".")

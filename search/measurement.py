@@ -47,7 +47,8 @@ class Measurement:
     @classmethod
     def from_dict(cls, figures: Mapping[str, Any]) -> Measurement:
         """What `to_dict` gave, as a measurement again."""
-        return cls(**{k: math.nan if v is None else v for k, v in figures.items()})
+        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in figures.items()}
+        return cls(**values)
 
     def value(self, objective: Objective) -> float:
         """The figure of one objective."""

@@ -1,0 +1,155 @@
+"""From a policy to its figures. Knows neither Ray nor Optuna."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from search.measurement import Measurement, Objective
+from ssmprune.data import ImageSet, open_images
+from ssmprune.measure.accuracy import evaluate
+from ssmprune.measure.flops import count_flops
+from ssmprune.measure.latency import compare_latency
+from ssmprune.models.checkpoints import checkpoint_sha256, load_checkpoint
+from ssmprune.models.factory import create_model
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Policy
+from ssmprune.pruning.apply import apply_policy, remove_policy
+
+# Sets of images up to this size are read once and stay on the device.
+RESIDENT_BYTES = 4 * 2**30
+
+
+class Evaluator(Protocol):
+    """Measures policies of one model on one split; a policy without stages is the dense model."""
+
+    def __call__(self, policy: Policy) -> Measurement: ...
+
+
+class Evaluators(Protocol):
+    """What a search needs to know of model and data; goes to every worker."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a study's figures hang on, ready for JSON: a run is only resumed with the same.
+
+        Raises:
+            SsmpruneError: Model, checkpoint or data are not what they have to be.
+        """
+        ...
+
+    def open(self, split: str, threads: int, dense: Measurement | None = None) -> Evaluator:
+        """An evaluator on `split`, with everything it needs resident.
+
+        Args:
+            split: `search` or `holdout`.
+            threads: CPU threads that it may use.
+            dense: The dense model's figures, whose latency is the unit of all others.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ModelEvaluators:
+    """Evaluators of a model with trained weights on real images.
+
+    Attributes:
+        checkpoint: File with the weights.
+        data: Name or folder of the data set, as for `ssmprune.data.open_images`.
+        amp: Run under bfloat16 autocast.
+    """
+
+    model: str
+    checkpoint: Path
+    data: str
+    device: str
+    objectives: tuple[Objective, ...]
+    batch_size: int
+    amp: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        load_checkpoint(create_model(self.model), self.checkpoint)
+        return {
+            "model": self.model,
+            "checkpoint": checkpoint_sha256(self.checkpoint),
+            "data": {split: self._images(split).fingerprint for split in ("search", "holdout")},
+        }
+
+    def open(self, split: str, threads: int, dense: Measurement | None = None) -> ModelEvaluator:
+        torch.set_num_threads(threads)
+        images = self._images(split)
+        config = find_config(self.model)
+        size = 4 * len(images) * config.channels * config.image_size**2
+        if size <= RESIDENT_BYTES:
+            images = images.resident(self.device)
+        return ModelEvaluator(self, images, dense)
+
+    def _images(self, split: str) -> ImageSet:
+        config = find_config(self.model)
+        return open_images(
+            self.data,
+            split,
+            image_size=config.image_size,
+            channels=config.channels,
+            batch_size=self.batch_size,
+        )
+
+
+class ModelEvaluator:
+    """Measures policies with the model, its dense twin and the images resident."""
+
+    def __init__(self, setting: ModelEvaluators, images: ImageSet, dense: Measurement | None):
+        """Load the model.
+
+        Args:
+            setting: Model, weights, device and objectives.
+            images: The split.
+            dense: As for `Evaluators.open`.
+        """
+        self._setting, self._images, self._dense = setting, images, dense
+        model = create_model(setting.model, checkpoint=setting.checkpoint)
+        self._pruned = model.to(setting.device).eval()
+        self._unpruned = copy.copy(self._pruned)  # the same weights, never with a policy
+        remove_policy(self._unpruned)
+        self._batch = next(iter(images.loader))[0].to(setting.device)
+        self._dense_flops = count_flops(model.config).flops
+
+    def __call__(self, policy: Policy) -> Measurement:
+        """Measure one policy.
+
+        Raises:
+            SsmpruneError: A logit is NaN.
+        """
+        apply_policy(self._pruned, policy)
+        amp = self._setting.amp
+        accuracy = evaluate(self._pruned, self._images.loader, amp=amp)
+        count = count_flops(self._pruned.config, policy)
+        latency_ms, *ratio = self._latency(policy)
+        return Measurement(
+            split=self._images.split,
+            top1=accuracy.top1,
+            top1_low=accuracy.low,
+            top1_high=accuracy.high,
+            images=accuracy.images,
+            flops=count.flops,
+            flops_ratio=count.flops / self._dense_flops,
+            paper_flops=count.paper_flops,
+            latency_ms=latency_ms,
+            latency_ratio=ratio[0],
+            latency_ratio_low=ratio[1],
+            latency_ratio_high=ratio[2],
+        )
+
+    def _latency(self, policy: Policy) -> tuple[float, float, float, float]:
+        """Milliseconds for a batch, and the ratio to dense with its interval; NaN if unasked."""
+        if "latency_ms" not in self._setting.objectives:
+            return math.nan, math.nan, math.nan, math.nan
+        latency = compare_latency(self._unpruned, self._pruned, self._batch, amp=self._setting.amp)
+        if not policy.stages:
+            return latency.dense_ms, 1.0, 1.0, 1.0
+        unit = self._dense.latency_ms if self._dense else latency.dense_ms
+        return unit * latency.ratio, latency.ratio, latency.ratio_low, latency.ratio_high

@@ -1,0 +1,138 @@
+"""The run directory: what a search was, beside the journal of what it did.
+
+`space.yaml` is the frozen search space, `run.json` tells what was searched, how, and the dense
+baseline; `study.journal` is the study. Everything else in the directory follows from these three.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from search.measurement import Measurement
+from search.space import SearchSpace
+from ssmprune.errors import RunError
+from ssmprune.yamlfile import write_atomically
+
+SCHEMA = "ssmprune.run/1"
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self.space_path = self.path / "space.yaml"
+        self.info_path = self.path / "run.json"
+        self.journal_path = self.path / "study.journal"
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """The run in an existing directory.
+
+        Raises:
+            RunError: The directory does not hold a run.
+        """
+        run = cls(path)
+        missing = [p.name for p in run._files() if not p.is_file()]
+        if missing:
+            what = "no directory" if not run.path.is_dir() else f"no {' and no '.join(missing)}"
+            raise RunError(
+                f"a run directory must hold a search, but there is {what} at {path}; "
+                "check the path, or begin a run with `ssmprune search`."
+            )
+        return run
+
+    def _files(self) -> tuple[Path, ...]:
+        return self.space_path, self.info_path, self.journal_path
+
+    def refuse_existing(self) -> None:
+        """Make sure that a new run overwrites nothing.
+
+        Raises:
+            RunError: The directory holds something already.
+        """
+        if self.path.exists() and not (self.path.is_dir() and self._is_empty()):
+            whole = all(p.is_file() for p in self._files())
+            remedy = "give --resume to go on with it, or another" if whole else "give another"
+            raise RunError(
+                f"a run directory must be new, but {self.path} holds something already; "
+                f"{remedy} directory."
+            )
+
+    def _is_empty(self) -> bool:
+        return all(entry.name == ".lock" for entry in self.path.iterdir())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory, which is made if there is none; ends with the process at the latest.
+
+        Raises:
+            RunError: A live process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
+                raise RunError(
+                    f"a run directory must be used by one search at a time, but process {owner} "
+                    f"uses {self.path}; wait for it, or give another directory."
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The frozen search space."""
+        return SearchSpace.load(self.space_path)
+
+    def freeze_space(self, text: str) -> None:
+        write_atomically(self.space_path, text)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `run.json` holds.
+
+        Raises:
+            RunError: The file is no JSON of this format.
+        """
+        try:
+            info = json.loads(self.info_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as fault:
+            raise RunError(
+                f"{self.info_path} must be readable JSON: {fault}; restore it from a copy."
+            ) from None
+        if not isinstance(info, dict) or info.get("schema") != SCHEMA:
+            raise RunError(
+                f"{self.info_path} must have schema {SCHEMA}; the run is of another version, "
+                "begin a new one."
+            )
+        return info
+
+    def write_info(self, info: dict[str, Any]) -> None:
+        write_atomically(self.info_path, json.dumps({"schema": SCHEMA, **info}, indent=2) + "\n")
+
+    def dense(self, split: str) -> Measurement:
+        """The dense model's figures on `split`.
+
+        Raises:
+            RunError: They have not been measured yet.
+        """
+        figures = self.info.get("dense", {}).get(split)
+        if figures is None:
+            raise RunError(
+                f"a run must have measured the dense model on the {split} split, but "
+                f"{self.info_path} has no such figures yet; finish the search with --resume."
+            )
+        return Measurement.from_dict(figures)

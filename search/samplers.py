@@ -1,0 +1,84 @@
+"""Optuna's samplers by name, made anew for each proposal.
+
+What a sampler has learnt is in the study, and its randomness follows from the seed and the number
+of the proposal. So a search that was ended and resumed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial
+
+from ssmprune.errors import UsageError, unknown_name
+
+SAMPLERS = ("gp", "nsga2", "qmc", "random", "tpe")
+
+Distributions = Mapping[str, BaseDistribution]
+
+_POPULATION = 24
+
+
+class _KnownSpace(BaseSampler):
+    """Samples the given parameters; Optuna would find them by reading all earlier trials."""
+
+    def __init__(self, distributions: Distributions, **settings: Any):
+        super().__init__(**settings)
+        self._distributions = dict(distributions)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+
+class _Nsga2(_KnownSpace, NSGAIISampler): ...
+
+
+class _Tpe(_KnownSpace, TPESampler): ...
+
+
+class _Gp(_KnownSpace, GPSampler): ...
+
+
+def make_sampler(name: str, seed: int, proposal: int, distributions: Distributions) -> BaseSampler:
+    """The sampler for one proposal.
+
+    Args:
+        name: One of `SAMPLERS`.
+        seed: Seed of the search.
+        proposal: Number of the proposal.
+        distributions: The parameters of every trial.
+
+    Raises:
+        UsageError: There is no such sampler.
+    """
+    digest = hashlib.sha256(f"{seed} {proposal}".encode()).digest()
+    own_seed = int.from_bytes(digest[:4], "big")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if name == "nsga2":
+            return _Nsga2(distributions, population_size=_POPULATION, seed=own_seed)
+        if name == "tpe":
+            return _Tpe(distributions, multivariate=True, constant_liar=True, seed=own_seed)
+        if name == "random":
+            return RandomSampler(seed=own_seed)
+        if name == "gp":
+            return _Gp(distributions, seed=own_seed)
+        if name == "qmc":  # one sequence for all proposals; Optuna keeps the place in the study
+            return QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+    raise UsageError(unknown_name("sampler", name, SAMPLERS))

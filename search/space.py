@@ -1,0 +1,462 @@
+"""The search space: which policies a search may propose. Format `ssmprune.space/1`.
+
+This is the only place that knows the names of an Optuna trial's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import BaseTrial, FixedTrial
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from search.measurement import Measurement, Objective
+from ssmprune.errors import SpaceError, unknown_name
+from ssmprune.measure.flops import count_flops
+from ssmprune.models.zoo import ModelConfig, find_config, model_names
+from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
+from ssmprune.yamlfile import YamlFile, parse
+
+SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
+
+# Keep ratios of the schedules that every search begins with: three equal stages, as published.
+UNIFORM_RATIOS = (0.9, 0.8, 0.7, 0.6)
+
+Value = TypeVar("Value")
+
+
+def _known_scorer(name: str) -> str:
+    if name not in scorer_names:
+        raise ValueError(unknown_name("scorer", name, scorer_names).rstrip(".?"))
+    return name
+
+
+def _known_model(name: str) -> str:
+    if name not in model_names():
+        raise ValueError(unknown_name("model", name, model_names()).rstrip(".?"))
+    return name
+
+
+def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise ValueError(f"values must differ, got {twice[0]!r} twice; remove one of the two")
+    return values
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(
+            f"layers must ascend, each standing once, got {list(layers)}; sort them, once each"
+        )
+    return layers
+
+
+Layer = Annotated[int, Field(ge=0)]
+Layers = Annotated[tuple[Layer, ...], AfterValidator(_ascending)]
+KeepRatio = Annotated[float, Field(gt=0, le=1)]
+
+
+def _choices(description: str, default: tuple[Any, ...]) -> Any:
+    return Field(default=default, min_length=1, strict=False, description=description)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Ratios(_Part):
+    """Where tokens may leave, and how many."""
+
+    per: Literal["layer", "stage"] = Field(
+        description="layer: a keep ratio for each of `layers`; "
+        "stage: `stages` stages whose layers are searched too"
+    )
+    layers: Layers = Field(
+        min_length=1,
+        strict=False,
+        description="a list of layers after which tokens may leave, such as [0, 1, 2]",
+    )
+    stages: int | None = Field(
+        default=None, ge=1, description="the number of stages, for `per: stage` only"
+    )
+    low: float = Field(gt=0, le=1, description="the lowest keep ratio, in (0, 1]")
+    high: float = Field(
+        default=1.0, gt=0, le=1, description="the highest keep ratio; 1.0 means no stage there"
+    )
+    step: float = Field(gt=0, le=1, description="the distance of two keep ratios, such as 0.05")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Ratios:
+        steps = (self.high - self.low) / self.step
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}; lower it")
+        if abs(steps - round(steps)) > 1e-6:
+            raise ValueError(
+                f"high must be a whole number of steps above low, got {self.low} to {self.high} "
+                f"in steps of {self.step}; change the step"
+            )
+        if (self.stages is None) != (self.per == "layer"):
+            raise ValueError(
+                "stages must be given with `per: stage`, and only there, got "
+                f"per: {self.per} and stages: {self.stages}; add or remove stages"
+            )
+        return self
+
+    def grid(self) -> list[float]:
+        """The keep ratios of the space, ascending."""
+        count = round((self.high - self.low) / self.step)
+        return [round(self.low + index * self.step, 9) for index in range(count + 1)]
+
+
+class AlignmentChoices(_Part):
+    """Alignment settings that are searched; a list of one value fixes it."""
+
+    decay: Annotated[
+        tuple[Literal["none", "zero_input", "neighbor"], ...], AfterValidator(_distinct)
+    ] = _choices("a list of none, zero_input, neighbor", ("none",))
+    strength: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_distinct)
+    ] = _choices("a list of numbers in (0, 1]", (1.0,))
+    conv: Annotated[tuple[Literal["compact", "position"], ...], AfterValidator(_distinct)] = (
+        _choices("a list of compact, position", ("compact",))
+    )
+
+
+class FlopsLimits(_Part):
+    """Bounds of `flops` over the dense model's; exact before anything runs."""
+
+    min: float = Field(default=0.0, ge=0, lt=1, description="the lowest share, in [0, 1)")
+    max: float = Field(default=1.0, gt=0, description="the highest share, above 0")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FlopsLimits:
+        if self.min >= self.max:
+            raise ValueError(f"min must be below max, got {self.min} and {self.max}; lower min")
+        return self
+
+
+class Top1Limits(_Part):
+    """A bound of the accuracy in per cent."""
+
+    min: float = Field(ge=0, lt=100, description="the lowest accuracy in per cent, in [0, 100)")
+
+
+class Limits(_Part):
+    """What a candidate must keep to."""
+
+    flops_ratio: FlopsLimits = Field(
+        default=FlopsLimits(), description="bounds of the FLOPs over the dense model's: min, max"
+    )
+    top1: Top1Limits = Field(
+        default=Top1Limits(min=0.0),
+        description="a bound of the accuracy: min; candidates below it never enter the front",
+    )
+
+
+class Schedule(_Part):
+    """A known schedule, tried before the sampler proposes anything.
+
+    Either `stages`, or `layers` with a list of keep ratios: one schedule for each ratio, the same
+    after each of the layers.
+    """
+
+    name: str = Field(min_length=1, description="what the results call it")
+    stages: tuple[Stage, ...] | None = Field(
+        default=None, strict=False, description="a list such as - {layer: 1, keep_ratio: 0.8}"
+    )
+    layers: Layers | None = Field(
+        default=None, min_length=1, strict=False, description="a list of layers such as [1, 3, 5]"
+    )
+    keep_ratio: Annotated[tuple[KeepRatio, ...], AfterValidator(_distinct)] | None = Field(
+        default=None,
+        min_length=1,
+        strict=False,
+        description="a list of keep ratios, one schedule each",
+    )
+    scorer: str | None = Field(default=None, description="a scorer of the space; else its first")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Schedule:
+        equal = (self.layers is not None, self.keep_ratio is not None)
+        if equal != (self.stages is None,) * 2:
+            raise ValueError(
+                "a schedule must have either stages, or layers and keep_ratio, "
+                f"got {', '.join(sorted(self.model_fields_set))}; keep one of the two forms"
+            )
+        return self
+
+    def expand(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
+        """Each schedule's name and stages."""
+        if self.stages is not None:
+            yield self.name, self.stages
+        for ratio in self.keep_ratio or ():
+            stages = tuple(Stage(layer=n, keep_ratio=ratio) for n in self.layers or ())
+            yield f"{self.name}@{ratio:g}", stages
+
+
+class SearchSpace(_Part):
+    """Which policies a search may propose, for one model."""
+
+    schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
+    model: Annotated[str, AfterValidator(_known_model)] = Field(
+        description="the name of a model of `ssmprune models`"
+    )
+    ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
+    scorer: Annotated[
+        tuple[Annotated[str, AfterValidator(_known_scorer)], ...], AfterValidator(_distinct)
+    ] = _choices("a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",))
+    alignment: AlignmentChoices = Field(
+        default=AlignmentChoices(), description="lists of decay, strength and conv"
+    )
+    objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = _choices(
+        "a list of top1, flops, latency_ms", ("top1", "flops")
+    )
+    limits: Limits = Field(default=Limits(), description="bounds of flops_ratio and top1")
+    schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
+        default=(), description="a list of known schedules to try first"
+    )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SearchSpace:
+        """Read a search space file.
+
+        Raises:
+            SpaceError: The file is missing, is no plain YAML, breaks a rule of the format or does
+                not fit its model; the message names every fault.
+        """
+        return cls._parse(YamlFile.read(Path(path), SpaceError))
+
+    @classmethod
+    def from_yaml(cls, text: str, place: str = "space") -> SearchSpace:
+        """Read a search space from text; `place` is what messages call it.
+
+        Raises:
+            SpaceError: As `load`.
+        """
+        return cls._parse(YamlFile(text, place, SpaceError))
+
+    @classmethod
+    def _parse(cls, file: YamlFile) -> SearchSpace:
+        space = parse(file, cls, SpaceError, list(_misplaced_layers(file)))
+        faults = list(space._schedule_faults(file))
+        if faults:
+            raise SpaceError("\n".join(faults))
+        return space
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The configuration of the space's model."""
+        return find_config(self.model)
+
+    @cached_property
+    def dense_flops(self) -> int:
+        """Multiply-adds of the model without pruning, for one image."""
+        return count_flops(self.config).flops
+
+    def suggest(self, trial: BaseTrial) -> Policy:
+        """The policy that a trial stands for; asks the trial for every parameter of the space."""
+        ratios = self.ratios
+        if ratios.per == "layer":
+            kept = {
+                layer: trial.suggest_float(
+                    f"keep_ratio_{layer}", ratios.low, ratios.high, step=ratios.step
+                )
+                for layer in ratios.layers
+            }
+        else:
+            kept = self._suggest_stages(trial)
+        alignment = Alignment(
+            decay=_pick(trial, "decay", self.alignment.decay),
+            strength=_pick(trial, "strength", self.alignment.strength),
+            conv=_pick(trial, "conv", self.alignment.conv),
+        )
+        stages = [Stage(layer=n, keep_ratio=round(r, 9)) for n, r in sorted(kept.items())]
+        return self.normalise(stages, _pick(trial, "scorer", self.scorer), alignment)
+
+    def _suggest_stages(self, trial: BaseTrial) -> dict[int, float]:
+        """Keep ratio by layer; where two stages fall on one layer, the lower ratio holds."""
+        ratios, kept = self.ratios, dict[int, float]()
+        for number in range(ratios.stages or 0):
+            index = trial.suggest_int(f"stage_{number}_layer_index", 0, len(ratios.layers) - 1)
+            ratio = trial.suggest_float(
+                f"stage_{number}_keep_ratio", ratios.low, ratios.high, step=ratios.step
+            )
+            layer = ratios.layers[index]
+            kept[layer] = min(ratio, kept.get(layer, 1.0))
+        return kept
+
+    def params(self, policy: Policy) -> dict[str, Any]:
+        """The parameters of a trial for which `suggest` gives this policy.
+
+        Raises:
+            SpaceError: The policy is not in the space.
+        """
+        fault = self._outside(policy.stages, policy.scorer.name)
+        if fault:
+            raise SpaceError(f"{fault}.")
+        alignment = policy.alignment
+        params: dict[str, Any] = self._ratio_params(policy.stages)
+        for name, value, choices in (
+            ("scorer", policy.scorer.name, self.scorer),
+            ("decay", alignment.decay, self.alignment.decay),
+            ("strength", alignment.strength, self.alignment.strength),
+            ("conv", alignment.conv, self.alignment.conv),
+        ):
+            if len(choices) > 1:
+                params[name] = value if value in choices else choices[0]
+        return params
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Every parameter of a trial, with the values that it can take."""
+        ratios = self.ratios
+        everywhere = ratios.layers if ratios.per == "layer" else ratios.layers[: ratios.stages]
+        stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in everywhere)
+        policy = Policy(model=self.model, stages=stages, scorer=Scorer(name=self.scorer[0]))
+        trial = FixedTrial(self.params(policy))
+        self.suggest(trial)
+        return trial.distributions
+
+    def _ratio_params(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        ratios = self.ratios
+        kept = {stage.layer: stage.keep_ratio for stage in stages}
+        if ratios.per == "layer":
+            return {f"keep_ratio_{n}": kept.get(n, ratios.high) for n in ratios.layers}
+        places = list(kept.items()) or [(ratios.layers[0], ratios.high)]
+        params: dict[str, Any] = {}
+        for number in range(ratios.stages or 0):
+            layer, ratio = places[min(number, len(places) - 1)]
+            params[f"stage_{number}_layer_index"] = ratios.layers.index(layer)
+            params[f"stage_{number}_keep_ratio"] = ratio
+        return params
+
+    def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
+        """One policy for all settings that do the same: what changes nothing gets its default."""
+        kept, tokens = [], self.config.num_patches
+        for stage in stages:
+            left = stage.keep(tokens)
+            if left < tokens:
+                kept.append(stage)
+            tokens = left
+        if not kept:
+            scorer, alignment = self.scorer[0], Alignment()
+        elif alignment.decay == "none":
+            alignment = Alignment(conv=alignment.conv)
+        return Policy(
+            model=self.model, stages=tuple(kept), scorer=Scorer(name=scorer), alignment=alignment
+        )
+
+    def flops_ratio(self, policy: Policy) -> float:
+        """FLOPs of the policy over those of the dense model."""
+        return count_flops(self.config, policy).flops / self.dense_flops
+
+    def infeasible(self, policy: Policy) -> str | None:
+        """Why the policy breaks the FLOPs limits, as a sentence; None when it keeps to them."""
+        limits, ratio = self.limits.flops_ratio, self.flops_ratio(policy)
+        if limits.min <= ratio <= limits.max:
+            return None
+        return f"flops_ratio must be in [{limits.min}, {limits.max}], got {ratio:.3f}"
+
+    def admits(self, measurement: Measurement) -> bool:
+        """Whether a measured candidate keeps to the limits on what is measured."""
+        return measurement.top1 >= self.limits.top1.min
+
+    def known_schedules(self) -> list[tuple[str, Policy]]:
+        """Names and policies to try first: three equal stages, then the schedules of the file.
+
+        Those that are not in the space or break its FLOPs limits are left out.
+        """
+        found: list[tuple[str, Policy]] = []
+        for schedule in (self._uniform_schedule(), *self.schedules):
+            for name, stages in schedule.expand():
+                policy = self._schedule_policy(stages, schedule.scorer or self.scorer[0])
+                if policy is not None and self.infeasible(policy) is None:
+                    found.append((name, policy))
+        return found
+
+    def _uniform_schedule(self) -> Schedule:
+        layers = tuple(self.config.depth * quarter // 4 - 1 for quarter in (1, 2, 3))
+        return Schedule(name="uniform", layers=layers, keep_ratio=UNIFORM_RATIOS)
+
+    def _schedule_policy(self, stages: tuple[Stage, ...], scorer: str) -> Policy | None:
+        """The schedule with the first alignment of the space; None when it is not in the space."""
+        if self._outside(stages, scorer):
+            return None
+        choices = self.alignment
+        alignment = Alignment(
+            decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0]
+        )
+        return self.normalise(stages, scorer, alignment)
+
+    def _outside(self, stages: Sequence[Stage], scorer: str) -> str | None:
+        """Why stages are not in the space, as "rule, value; remedy"; None when they are."""
+        ratios = self.ratios
+        if scorer not in self.scorer:
+            return f"scorer must be one of {list(self.scorer)}, got {scorer!r}; add it to scorer"
+        for stage in stages:
+            if stage.layer not in ratios.layers:
+                return (
+                    f"layer must be one of ratios.layers, got {stage.layer}; "
+                    f"the layers are {list(ratios.layers)}"
+                )
+            if stage.keep_ratio not in ratios.grid():
+                return (
+                    f"keep_ratio must be one of {ratios.low}, {ratios.low + ratios.step:g}, ... "
+                    f"{ratios.high}, got {stage.keep_ratio}; change it, or ratios.step"
+                )
+        if ratios.per == "layer" and ratios.high < 1 and len(stages) < len(ratios.layers):
+            return "stages must stand at every layer where ratios.high is below 1.0; raise high"
+        if ratios.stages is not None and len(stages) > ratios.stages:
+            return f"stages must be at most {ratios.stages}, got {len(stages)}; raise ratios.stages"
+        if ratios.stages is not None and not stages and ratios.high < 1:
+            return "stages must not be empty where ratios.high is below 1.0; raise high"
+        return None
+
+    def _schedule_faults(self, file: YamlFile) -> Iterator[str]:
+        for index, schedule in enumerate(self.schedules):
+            for _, stages in schedule.expand():
+                fault = self._outside(stages, schedule.scorer or self.scorer[0])
+                if fault:
+                    rule, _, remedy = fault.partition("; ")
+                    yield f"{rule} at {file.at(('schedules', index))}; {remedy}."
+                    break
+
+
+def _pick(trial: BaseTrial, name: str, choices: tuple[Any, ...]) -> Any:
+    """A choice of the trial; a single one is no parameter."""
+    return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
+
+
+def _misplaced_layers(file: YamlFile) -> Iterator[str]:
+    """Layers that the model does not have, wherever they stand in the file."""
+    name = file.data.get("model")
+    if not isinstance(name, str) or name not in model_names():
+        return
+    depth = find_config(name).depth
+    for location, layer in _layers(file.data):
+        if type(layer) is int and layer >= depth:
+            yield (
+                f"layer must be below {depth}, the depth of {name}, got {layer} at "
+                f"{file.at(location)}; the last block is {depth - 1}."
+            )
+
+
+def _layers(data: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Any]]:
+    """Every layer that a space file names, with its location."""
+    ratios, schedules = data.get("ratios"), data.get("schedules")
+    if isinstance(ratios, dict) and isinstance(ratios.get("layers"), list):
+        for index, layer in enumerate(ratios["layers"]):
+            yield ("ratios", "layers", index), layer
+    for number, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
+        if not isinstance(schedule, dict):
+            continue
+        place = ("schedules", number)
+        for key in ("layers", "stages"):
+            values = schedule.get(key)
+            for index, value in enumerate(values if isinstance(values, list) else ()):
+                layer = value.get("layer") if isinstance(value, dict) else value
+                yield (*place, key, index), layer

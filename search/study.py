@@ -1,0 +1,374 @@
+"""The study: what has been proposed, by whom, and what came of it. Many processes share it.
+
+An Optuna study on a journal file, the only truth about a run. A trial is one candidate; it is
+
+    waiting     queued: a known schedule, or the candidate of a worker that died
+    running     leased to one worker
+    complete    evaluated; or, with `answered_by`, equal to one that was
+    failed      closed as: failed (its evaluation), infeasible, duplicate, lost (its worker)
+
+A lease is the name of the worker process that asked. There is no heartbeat to forget: Ray tells
+when a worker has died, and the directory's lock when a driver has; then its trials are closed as
+lost, and their candidates queued once more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from search.front import pruning_key
+from search.journal import JournalFile
+from search.measurement import Candidate, Measurement
+from search.rundir import RunDirectory
+from search.samplers import make_sampler
+from search.space import SearchSpace
+from ssmprune.errors import RunError
+from ssmprune.policy import Policy
+
+_NAME = "search"
+_MOST_MISSES = 200  # proposals in a row that were infeasible or known: the space is exhausted
+_MOST_ATTEMPTS = 2  # evaluations of a candidate whose workers die
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A worker process, as leases name it.
+
+    Attributes:
+        session: One call of `search`.
+        worker: Number of the worker in its session.
+        process: Tells the process from others that ran as this worker before.
+    """
+
+    session: str
+    worker: int
+    process: str
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A candidate that the caller now has to evaluate."""
+
+    trial: int
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study by what became of them.
+
+    Attributes:
+        evaluated: Candidates with a measurement.
+        failed: Candidates whose evaluation failed.
+        running: Candidates that a worker evaluates, or evaluated when it died.
+        waiting: Candidates in the queue.
+        duplicate: Proposals equal to an earlier one; answered from the record.
+        infeasible: Proposals that broke the FLOPs limits.
+        lost: Evaluations that ended with their worker; their candidates were queued again.
+    """
+
+    evaluated: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    duplicate: int = 0
+    infeasible: int = 0
+    lost: int = 0
+
+    @property
+    def finished(self) -> int:
+        """What counts towards the number of trials of a search."""
+        return self.evaluated + self.failed
+
+
+class Study:
+    """One process's view of the study of a run."""
+
+    def __init__(self, run: RunDirectory, owner: Owner | None = None):
+        """Open the study.
+
+        Args:
+            run: A run that has a study.
+            owner: Who asks; without one nothing can be asked.
+
+        Raises:
+            RunError: The journal is damaged.
+        """
+        call = run.info["call"]
+        self.run = run
+        self.space: SearchSpace = run.space
+        self._owner = owner
+        self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
+        self._distributions = self.space.distributions()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._journal = JournalFile(run.journal_path)
+        try:
+            self._storage = JournalStorage(self._journal)
+            self._study = optuna.load_study(
+                study_name=_NAME, storage=self._storage, sampler=optuna.samplers.RandomSampler()
+            )
+        except (ValueError, KeyError, AttributeError) as fault:
+            raise RunError(
+                f"a study journal must hold the records of a search, got {run.journal_path}: "
+                f"{fault}; restore it from a copy, or begin a new run."
+            ) from None
+
+    @staticmethod
+    def create(journal_path: Path, space: SearchSpace) -> None:
+        """Write the journal of a new study, with the space's known schedules in its queue."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            study_name=_NAME,
+            storage=JournalStorage(JournalFile(journal_path)),
+            directions=["maximize" if o == "top1" else "minimize" for o in space.objectives],
+        )
+        for name, policy in space.known_schedules():
+            _enqueue(study, space.params(policy), f"schedule:{name}", attempt=1)
+
+    def begin_session(self, session: str) -> int:
+        """Let only workers of `session` ask from now on, and queue what others left open.
+
+        Returns:
+            The number of candidates that were open.
+        """
+        self._study.set_user_attr("session", session)
+        return self.close_lost(lambda owner: owner.session != session)
+
+    def end_session(self) -> None:
+        """Let no worker ask any more; what they are evaluating can still be told."""
+        self._study.set_user_attr("session", None)
+
+    def ask(self, trials: int) -> Suggestion | None:
+        """Take the next candidate: from the queue, else from the sampler.
+
+        Args:
+            trials: Candidates that the search is to finish.
+
+        Returns:
+            A feasible candidate that is new, leased to this study's owner. None when enough are
+            finished or under way, when the session has ended, or when the sampler finds nothing
+            new.
+        """
+        assert self._owner is not None
+        for _ in range(_MOST_MISSES):
+            with self._journal.exclusive():
+                if self._study.user_attrs.get("session") != self._owner.session:
+                    return None
+                known = self._trials()
+                counts = _count(known)
+                if counts.finished + counts.running >= trials:
+                    return None
+                suggestion = self._ask_once(known, counts.lost)
+            if suggestion is not None:
+                return suggestion
+        return None
+
+    def _ask_once(self, known: list[FrozenTrial], lost: int) -> Suggestion | None:
+        """One proposal; None when it needs no evaluation."""
+        assert self._owner is not None
+        self._study.sampler = make_sampler(
+            self._sampler_name, self._seed, len(known) - lost, self._distributions
+        )
+        trial = self._study.ask()
+        policy = self.space.suggest(trial)
+        fault = self.space.infeasible(policy)
+        if fault is not None:
+            self._close(trial.number, "infeasible", fault)
+            return None
+        key = repr(pruning_key(policy))
+        twin = next((t for t in known if _key(t) == key), None)
+        if twin is None:
+            candidate = {
+                "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
+                "key": key,
+                "owner": vars(self._owner),
+            }
+            trial.set_user_attr("candidate", candidate)
+            return Suggestion(trial.number, policy)
+        if twin.state == TrialState.COMPLETE:
+            trial.set_user_attr("answered_by", twin.number)
+            self._study.tell(trial.number, twin.values)
+        else:
+            self._close(trial.number, "duplicate", f"equal to trial {twin.number}")
+        return None
+
+    def tell(self, trial: int, measurement: Measurement) -> bool:
+        """Record a candidate's figures, once; a figure that is not finite makes it a failure.
+
+        Returns:
+            False when the trial was finished already, by whomever; then nothing is changed.
+        """
+        values = [measurement.value(objective) for objective in self.space.objectives]
+        for objective, value in zip(self.space.objectives, values, strict=True):
+            if not math.isfinite(value):
+                return self.fail(trial, f"{objective} must be finite, got {value}")
+        with self._journal.exclusive():
+            if not self._is_running(trial):
+                return False
+            self._set(trial, "measurement", measurement.to_dict())
+            self._study.tell(trial, values)
+        self._journal.sync()
+        return True
+
+    def fail(self, trial: int, reason: str) -> bool:
+        """Record that a candidate could not be evaluated, once.
+
+        Returns:
+            False when the trial was finished already.
+        """
+        with self._journal.exclusive():
+            if not self._is_running(trial):
+                return False
+            self._close(trial, "failed", reason)
+        self._journal.sync()
+        return True
+
+    def close_lost(self, is_dead: Callable[[Owner], bool]) -> int:
+        """Close the trials of dead workers and put their candidates back into the queue.
+
+        A candidate whose workers die again and again is closed as failed.
+
+        Args:
+            is_dead: Whether a worker process no longer runs.
+
+        Returns:
+            The number of candidates that were open.
+        """
+        with self._journal.exclusive():
+            lost = [t for t in self._trials() if _is_abandoned(t, is_dead)]
+            for trial in lost:
+                self._give_back(trial)
+        return sum("candidate" in trial.user_attrs for trial in lost)
+
+    def _give_back(self, trial: FrozenTrial) -> None:
+        """Close an abandoned trial; a candidate is queued first, so that no kill can lose it."""
+        attributes = trial.user_attrs
+        attempt = attributes.get("attempt", 1)
+        if "measurement" in attributes:
+            figures = Measurement.from_dict(attributes["measurement"])
+            self._study.tell(trial.number, [figures.value(o) for o in self.space.objectives])
+        elif attempt == _MOST_ATTEMPTS:
+            self._close(trial.number, "failed", f"its worker died in {attempt} evaluations")
+        else:
+            params = attributes.get("params")
+            if "candidate" in attributes:
+                params = self.space.params(_policy(trial))
+            if params is not None:
+                _enqueue(self._study, params, self._source(trial), attempt + 1)
+            self._close(trial.number, "lost", "its worker died")
+
+    def counts(self) -> Counts:
+        """Trials by what became of them."""
+        return _count(self._trials())
+
+    def failures(self) -> list[tuple[int, str]]:
+        """Numbers and reasons of the candidates whose evaluation failed."""
+        return [
+            (trial.number, trial.user_attrs["closed"]["reason"])
+            for trial in self._trials()
+            if _closed_as(trial) == "failed"
+        ]
+
+    def candidates(self) -> list[Candidate]:
+        """The evaluated candidates that keep to the space's limits, in order of their trials."""
+        holdout = self._study.user_attrs
+        found = []
+        for trial in self._trials():
+            if not _is_evaluated(trial):
+                continue
+            measurement = Measurement.from_dict(trial.user_attrs["measurement"])
+            figures = holdout.get(f"holdout:{trial.number}")
+            candidate = Candidate(
+                trial=trial.number,
+                policy=_policy(trial),
+                source=self._source(trial),
+                search=measurement,
+                holdout=Measurement.from_dict(figures) if figures else None,
+            )
+            if self.space.admits(measurement):
+                found.append(candidate)
+        return found
+
+    def set_holdout(self, trial: int, measurement: Measurement) -> None:
+        """Keep a candidate's figures on the holdout; with the study, as its trial is finished."""
+        self._study.set_user_attr(f"holdout:{trial}", measurement.to_dict())
+
+    def _source(self, trial: FrozenTrial) -> str:
+        return str(trial.user_attrs.get("source", self._sampler_name))
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _is_running(self, trial: int) -> bool:
+        return self._trials()[trial].state == TrialState.RUNNING
+
+    def _set(self, trial: int, key: str, value: Any) -> None:
+        study_id = self._storage.get_study_id_from_name(_NAME)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial)
+        self._storage.set_trial_user_attr(trial_id, key, value)
+
+    def _close(self, trial: int, kind: str, reason: str) -> None:
+        self._set(trial, "closed", {"as": kind, "reason": reason})
+        self._study.tell(trial, state=TrialState.FAIL)
+
+
+def candidates(run_dir: str | Path) -> list[Candidate]:
+    """The evaluated candidates of the run in `run_dir`; reads only, also while a search runs.
+
+    Raises:
+        RunError: The directory holds no run, or its journal is damaged.
+    """
+    return Study(RunDirectory.open(run_dir)).candidates()
+
+
+def _enqueue(study: optuna.Study, params: dict[str, Any], source: str, attempt: int) -> None:
+    attributes = {"source": source, "attempt": attempt, "params": params}
+    study.enqueue_trial(params, user_attrs=attributes)
+
+
+def _policy(trial: FrozenTrial) -> Policy:
+    return Policy.model_validate(trial.user_attrs["candidate"]["policy"])
+
+
+def _closed_as(trial: FrozenTrial) -> str | None:
+    closed = trial.user_attrs.get("closed")
+    return str(closed["as"]) if closed else None
+
+
+def _key(trial: FrozenTrial) -> str | None:
+    """Equal for candidates that prune alike; None for what was never, or not to the end, tried."""
+    candidate = trial.user_attrs.get("candidate")
+    return str(candidate["key"]) if candidate and _closed_as(trial) != "lost" else None
+
+
+def _is_evaluated(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE and "answered_by" not in trial.user_attrs
+
+
+def _is_abandoned(trial: FrozenTrial, is_dead: Callable[[Owner], bool]) -> bool:
+    """Whether nobody evaluates an open trial; one without a lease lost its worker while asking."""
+    if trial.state != TrialState.RUNNING:
+        return False
+    candidate = trial.user_attrs.get("candidate")
+    return candidate is None or is_dead(Owner(**candidate["owner"]))
+
+
+def _count(trials: Iterable[FrozenTrial]) -> Counts:
+    kinds: Counter[str] = Counter()
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE:
+            kinds["evaluated" if _is_evaluated(trial) else "duplicate"] += 1
+        elif trial.state == TrialState.FAIL:
+            kinds[_closed_as(trial) or "failed"] += 1
+        else:
+            kinds[trial.state.name.lower()] += 1
+    return Counts(**kinds)
