@@ -72,8 +72,6 @@ def trace_flops(model: Vim) -> FlopCount:
     Raises:
         SsmpruneError: The forward holds an operator whose FLOPs are not known.
     """
-    from fvcore.nn import FlopCountAnalysis
-
     config = model.config
     model = copy.deepcopy(model).cpu().float().eval()
     image = torch.zeros(1, config.channels, config.image_size, config.image_size)
@@ -81,6 +79,8 @@ def trace_flops(model: Vim) -> FlopCount:
         warnings.filterwarnings("ignore", category=TracerWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        from fvcore.nn import FlopCountAnalysis
+
         analysis = FlopCountAnalysis(model, image)
         analysis.set_op_handle(**_handles())
         analysis.set_op_handle(**{f"aten::{name}": None for name in _FREE})
