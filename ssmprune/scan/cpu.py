@@ -1,0 +1,460 @@
+"""The selective scan on the CPU in float32, forward and backward.
+
+A kernel takes 16 channels of one image at a time, each in a lane of its vectors, and walks the
+sequence with their states in registers (`ssmprune.scan.simd`). What does not depend on the
+previous token, the steps above all, is computed for the whole sequence beforehand: it is short
+code that keeps many reads under way, for the rows of a token are far apart in memory.
+
+With the gradient `lambda_t` of the loss by the state h_t and the decay a_t = exp(A s_t) over the
+decay step s_t = d_t + Gamma_t, the backward pass walks the sequence from its end:
+
+    lambda_t = C_t dy_t + a_{t+1} lambda_{t+1}
+    d/d(d_t u_t) = sum over n of lambda_t B_t,      d/dB_t = sum over channels of lambda_t d_t u_t
+    flow_t = d/d(A s_t) = lambda_t a_t h_{t-1},     d/dC_t = sum over channels of dy_t h_t
+
+It recomputes the states first, for at most 8 of the N at a time. Sums over images and channels are
+taken in an order that depends on the shapes only, so results do not depend on the thread count.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmprune.scan.rows import Rows, checked, copied, row_address
+from ssmprune.scan.simd import (
+    FLOAT_BYTES,
+    LANES,
+    LOG2_E,
+    VECTOR_BYTES,
+    Static,
+    add_to,
+    dot,
+    exp2,
+    first_lanes,
+    inline,
+    kernel,
+    lane_sums,
+    load,
+    load_number,
+    load_numbers,
+    load_table,
+    load_vectors,
+    sigmoid,
+    softplus,
+    splat,
+    store,
+    store_vectors,
+    zeros,
+)
+from ssmprune.scan.workers import Partition, blocks_of, images_of, ordered_sum, share
+
+_LN_2 = 1 / LOG2_E
+_STATES_PER_PASS = 8
+
+
+class _Scan(NamedTuple):
+    """The inputs of a scan. The address of what is absent is 0."""
+
+    length: int
+    width: int
+    u: Rows
+    delta: Rows
+    B: Rows
+    C: Rows
+    gap: Rows
+    A: int  # a float32 tensor of shape (E, N), contiguous
+    A_stride: int
+    D: int
+    delta_bias: int
+    gap_step: int
+    gap_scale: float
+    delta_softplus: bool
+    reverse: bool
+
+
+class _Channels(NamedTuple):
+    """16 neighbouring channels and their parameters, as vectors."""
+
+    offset: int
+    lanes: object
+    D: object
+    delta_bias: object
+    gap_step: object
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@inline
+def _parameter(address, offset, lanes):
+    return load(address + offset, lanes) if address != 0 else splat(0.0)
+
+
+@inline
+def _channels(scan, block):
+    offset = block * VECTOR_BYTES
+    lanes = first_lanes(scan.width - block * LANES)
+    D = _parameter(scan.D, offset, lanes)
+    delta_bias = _parameter(scan.delta_bias, offset, lanes)
+    gap_step = _parameter(scan.gap_step, offset, lanes)
+    return _Channels(offset, lanes, D, delta_bias, gap_step)
+
+
+@inline
+def _decay_rates(scan, block, first_state, lanes, states):
+    """A of 16 channels and some states, in powers of 2."""
+    stride = scan.A_stride
+    address = scan.A + block * LANES * stride + first_state * FLOAT_BYTES
+    return load_table(address, stride, FLOAT_BYTES, lanes, states) * LOG2_E
+
+
+@inline
+def _gap(scan, b, t):
+    return load_number(row_address(scan.gap, b, t)) if scan.gap.address != 0 else np.float32(0.0)
+
+
+@inline
+def _decay_step(scan, channels, b, t, step):
+    return step + (channels.gap_step + step * scan.gap_scale) * _gap(scan, b, t)
+
+
+@kernel
+def _forward(first, last, scan, y, states):
+    """Scan the pairs (image, 16 channels) with numbers from `first` to `last`."""
+    blocks = (scan.width + LANES - 1) // LANES
+    whole = first_lanes(LANES)
+    token_bytes = 3 * VECTOR_BYTES
+    prepared = np.empty(scan.length * token_bytes, np.uint8)
+    for task in range(first, last):
+        b, block = task // blocks, task % blocks
+        channels = _channels(scan, block)
+        offset, lanes = channels.offset, channels.lanes
+
+        for t in range(scan.length):
+            u = load(row_address(scan.u, b, t) + offset, lanes)
+            step = load(row_address(scan.delta, b, t) + offset, lanes) + channels.delta_bias
+            if scan.delta_softplus:
+                step = softplus(step)
+            token = prepared.ctypes.data + t * token_bytes
+            store(token, _decay_step(scan, channels, b, t, step), whole)
+            store(token + VECTOR_BYTES, step * u, whole)
+            store(token + 2 * VECTOR_BYTES, channels.D * u, whole)
+
+        A = _decay_rates(scan, block, 0, lanes, states)
+        state = zeros(states)
+        for i in range(scan.length):
+            t = scan.length - 1 - i if scan.reverse else i
+            token = prepared.ctypes.data + t * token_bytes
+            decay_step = load(token, whole)
+            step_u = load(token + VECTOR_BYTES, whole)
+            D_u = load(token + 2 * VECTOR_BYTES, whole)
+            B = load_numbers(row_address(scan.B, b, t), states)
+            C = load_numbers(row_address(scan.C, b, t), states)
+            state = exp2(decay_step * A) * state + B * step_u
+            store(row_address(y, b, t) + offset, dot(C, state) + D_u, lanes)
+
+
+class _Gradients(NamedTuple):
+    """What the backward kernel reads of dy and adds up.
+
+    `dBC` is float32 of shape (segments, B, L, passes, 16), the last dimension dB of up to 8 states
+    and then dC of the same ones; `dparameters` is float32 of shape (groups, blocks, N + 3, 16), a
+    row per state for dA, then those of D, delta_bias and gap_step. Both start as zeros.
+    """
+
+    dy: Rows
+    du: Rows
+    ddelta: Rows
+    dBC: int
+    dparameters: int
+
+
+# one token of 16 channels in the backward pass
+_DECAY_STEP, _STEP_U, _STEP, _SLOPE, _D_DECAY_STEP, _D_STEP_U = (VECTOR_BYTES * i for i in range(6))
+_TOKEN_BYTES = 6 * VECTOR_BYTES
+
+
+@inline
+def _prepare_tokens(scan, channels, b, tokens, whole):
+    """The steps of every token, the slope of softplus there, and zeros for their gradients."""
+    for t in range(scan.length):
+        token = tokens + t * _TOKEN_BYTES
+        u = load(row_address(scan.u, b, t) + channels.offset, channels.lanes)
+        step = (
+            load(row_address(scan.delta, b, t) + channels.offset, channels.lanes)
+            + channels.delta_bias
+        )
+        slope = splat(1.0)
+        if scan.delta_softplus:
+            slope = sigmoid(step)
+            step = softplus(step)
+        store(token + _DECAY_STEP, _decay_step(scan, channels, b, t, step), whole)
+        store(token + _STEP_U, step * u, whole)
+        store(token + _STEP, step, whole)
+        store(token + _SLOPE, slope, whole)
+        store(token + _D_DECAY_STEP, splat(0.0), whole)
+        store(token + _D_STEP_U, splat(0.0), whole)
+
+
+@inline
+def _recompute_states(scan, b, first_state, A, tokens, history, whole, states):
+    """Fill `history`: the states before the i-th token of the walk, its decays, and so on."""
+    states_bytes = states.value * VECTOR_BYTES
+    state = zeros(states)
+    store_vectors(history, state)
+    for i in range(scan.length):
+        t = scan.length - 1 - i if scan.reverse else i
+        token = tokens + t * _TOKEN_BYTES
+        B = load_numbers(row_address(scan.B, b, t) + first_state * FLOAT_BYTES, states)
+        decay = exp2(load(token + _DECAY_STEP, whole) * A)
+        state = decay * state + B * load(token + _STEP_U, whole)
+        store_vectors(history + (2 * i + 1) * states_bytes, decay)
+        store_vectors(history + (2 * i + 2) * states_bytes, state)
+
+
+@inline
+def _walk_back(
+    scan, gradients, channels, b, first_state, A, tokens, history, dBC, dBC_stride, whole, states
+):
+    """Add the gradients of the steps and of B and C; returns that of A."""
+    states_bytes = states.value * VECTOR_BYTES
+    dA = zeros(states)
+    carried = zeros(states)
+    for i in range(scan.length - 1, -1, -1):
+        t = scan.length - 1 - i if scan.reverse else i
+        token = tokens + t * _TOKEN_BYTES
+        state_before = load_vectors(history + 2 * i * states_bytes, states)
+        decay = load_vectors(history + (2 * i + 1) * states_bytes, states)
+        state = load_vectors(history + (2 * i + 2) * states_bytes, states)
+        B = load_numbers(row_address(scan.B, b, t) + first_state * FLOAT_BYTES, states)
+        C = load_numbers(row_address(scan.C, b, t) + first_state * FLOAT_BYTES, states)
+        dy = load(row_address(gradients.dy, b, t) + channels.offset, channels.lanes)
+        dstate = C * dy + carried
+        carried = dstate * decay
+        flow = carried * state_before
+        dA += flow * load(token + _DECAY_STEP, whole)
+        dB_dC = lane_sums(dstate * load(token + _STEP_U, whole), state * dy)
+        add_to(dBC + t * dBC_stride, dB_dC, whole)
+        add_to(token + _D_STEP_U, dot(dstate, B), whole)
+        add_to(token + _D_DECAY_STEP, dot(flow, A) * _LN_2, whole)
+    return dA
+
+
+@inline
+def _finish_tokens(scan, gradients, channels, b, tokens, whole):
+    """Write du and ddelta; returns the gradients of D, delta_bias and gap_step."""
+    dD, ddelta_bias, dgap_step = splat(0.0), splat(0.0), splat(0.0)
+    for t in range(scan.length):
+        token = tokens + t * _TOKEN_BYTES
+        u = load(row_address(scan.u, b, t) + channels.offset, channels.lanes)
+        dy = load(row_address(gradients.dy, b, t) + channels.offset, channels.lanes)
+        gap = _gap(scan, b, t)
+        dstep_u = load(token + _D_STEP_U, whole)
+        ddecay_step = load(token + _D_DECAY_STEP, whole)
+        dstep = dstep_u * u + ddecay_step * np.float32(1.0 + gap * scan.gap_scale)
+        ddelta = dstep * load(token + _SLOPE, whole)
+        du = dstep_u * load(token + _STEP, whole) + channels.D * dy
+        store(row_address(gradients.du, b, t) + channels.offset, du, channels.lanes)
+        store(row_address(gradients.ddelta, b, t) + channels.offset, ddelta, channels.lanes)
+        dD += dy * u
+        ddelta_bias += ddelta
+        dgap_step += ddecay_step * gap
+    return dD, ddelta_bias, dgap_step
+
+
+@kernel
+def _backward(first, last, partition, scan, gradients, passes, states):
+    """Gradients from the tasks of the partition with numbers from `first` to `last`.
+
+    `passes` times `states` states make N.
+    """
+    whole = first_lanes(LANES)
+    states_bytes = states.value * VECTOR_BYTES
+    tokens_memory = np.empty(scan.length * _TOKEN_BYTES, np.uint8)
+    history_memory = np.empty((2 * scan.length + 1) * states_bytes, np.uint8)
+    tokens, history = tokens_memory.ctypes.data, history_memory.ctypes.data
+    parameters_bytes = passes * states_bytes + 3 * VECTOR_BYTES
+    dBC_stride = passes * VECTOR_BYTES
+    for task in range(first, last):
+        group, segment = task // partition.segments, task % partition.segments
+        for b in range(*images_of(partition, task)):
+            for block in range(*blocks_of(partition, task)):
+                channels = _channels(scan, block)
+                dBC = gradients.dBC + (segment * partition.images + b) * scan.length * dBC_stride
+                dparameters = (
+                    gradients.dparameters + (group * partition.blocks + block) * parameters_bytes
+                )
+                _prepare_tokens(scan, channels, b, tokens, whole)
+                for part in range(passes):
+                    first_state = part * states.value
+                    A = _decay_rates(scan, block, first_state, channels.lanes, states)
+                    _recompute_states(scan, b, first_state, A, tokens, history, whole, states)
+                    dA = _walk_back(
+                        scan,
+                        gradients,
+                        channels,
+                        b,
+                        first_state,
+                        A,
+                        tokens,
+                        history,
+                        dBC + part * VECTOR_BYTES,
+                        dBC_stride,
+                        whole,
+                        states,
+                    )
+                    dA_sum = dparameters + part * states_bytes
+                    store_vectors(dA_sum, load_vectors(dA_sum, states) + dA)
+                sums = dparameters + passes * states_bytes
+                dD, ddelta_bias, dgap_step = _finish_tokens(
+                    scan, gradients, channels, b, tokens, whole
+                )
+                add_to(sums, dD, whole)
+                add_to(sums + VECTOR_BYTES, ddelta_bias, whole)
+                add_to(sums + 2 * VECTOR_BYTES, dgap_step, whole)
+
+
+# --- torch tensors in and out --------------------------------------------------------------------
+
+
+def scan_forward(
+    u_BLE: Tensor,
+    delta_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_E: Tensor | None,
+    delta_bias_E: Tensor | None,
+    gap_BL: Tensor | None,
+    gap_step_E: Tensor | None,
+    gap_scale: float,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    """The output of `reference.selective_scan` without a gate, of shape (B, L, E).
+
+    The rows of u, delta, B and C are read where they are, so these may be parts of wider tensors.
+
+    Raises:
+        UsageError: A tensor has the wrong shape, is not float32 or not on the CPU.
+    """
+    inputs = _Inputs(
+        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E
+    ).checked()
+    scan = inputs.scan(gap_scale, delta_softplus, reverse)
+    y_BLE = torch.empty(u_BLE.shape)
+    y, states = Rows.of(y_BLE), Static(A_EN.shape[1])
+    blocks = -(-u_BLE.shape[2] // LANES)
+    share(lambda first, last: _forward(first, last, scan, y, states), u_BLE.shape[0] * blocks)
+    return y_BLE
+
+
+def scan_backward(
+    dy_BLE: Tensor,
+    u_BLE: Tensor,
+    delta_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_E: Tensor | None,
+    delta_bias_E: Tensor | None,
+    gap_BL: Tensor | None,
+    gap_step_E: Tensor | None,
+    gap_scale: float,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, delta_bias and gap_step, given that of the output.
+
+    The gradient of an input that is None is None.
+
+    Raises:
+        UsageError: A tensor has the wrong shape, is not float32 or not on the CPU.
+    """
+    inputs = _Inputs(
+        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E
+    ).checked()
+    scan = inputs.scan(gap_scale, delta_softplus, reverse)
+    dy_BLE = checked("dy", dy_BLE, tuple(u_BLE.shape))
+    images, length, width = u_BLE.shape
+    state_size = A_EN.shape[1]
+    part = next(n for n in range(_STATES_PER_PASS, 0, -1) if state_size % n == 0)
+    passes = state_size // part
+    partition = Partition.of(images, -(-width // LANES))
+
+    du_BLE, ddelta_BLE = torch.empty(u_BLE.shape), torch.empty(u_BLE.shape)
+    dBC = torch.zeros(partition.segments, images, length, passes, LANES)
+    dparameters = torch.zeros(partition.groups, partition.blocks, state_size + 3, LANES)
+    gradients = _Gradients(
+        Rows.of(dy_BLE),
+        Rows.of(du_BLE),
+        Rows.of(ddelta_BLE),
+        dBC.data_ptr(),
+        dparameters.data_ptr(),
+    )
+    states = Static(part)
+    share(
+        lambda first, last: _backward(first, last, partition, scan, gradients, passes, states),
+        partition.tasks,
+    )
+    dBC = ordered_sum(dBC)  # (B, L, passes, 16)
+    dB_BLN = copied(dBC[..., :part]).view(images, length, state_size)
+    dC_BLN = copied(dBC[..., LANES // 2 : LANES // 2 + part]).view(images, length, state_size)
+    by_channel = ordered_sum(dparameters).transpose(1, 2).reshape(-1, state_size + 3)[:width]
+    dA_EN = copied(by_channel[:, :state_size])
+    dparameters_E = [
+        None if parameter is None else copied(by_channel[:, state_size + row])
+        for row, parameter in enumerate((D_E, delta_bias_E, gap_step_E))
+    ]
+    return du_BLE, ddelta_BLE, dA_EN, dB_BLN, dC_BLN, *dparameters_E
+
+
+class _Inputs(NamedTuple):
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    delta_bias: Tensor | None
+    gap: Tensor | None
+    gap_step: Tensor | None
+
+    def checked(self) -> _Inputs:
+        """The same with readable rows, or an error for the first that the kernels cannot take."""
+        images, length, width = checked("u", self.u, (None, None, None)).shape
+        _, states = checked("A", self.A, (width, None)).shape
+        shapes = {
+            "u": (images, length, width),
+            "delta": (images, length, width),
+            "A": (width, states),
+            "B": (images, length, states),
+            "C": (images, length, states),
+            "D": (width,),
+            "delta_bias": (width,),
+            "gap": (images, length),
+            "gap_step": (width,),
+        }
+        present = {name: x for name, x in self._asdict().items() if x is not None}
+        return self._replace(
+            **{name: checked(name, x, shapes[name]) for name, x in present.items()}
+        )
+
+    def scan(self, gap_scale: float, delta_softplus: bool, reverse: bool) -> _Scan:
+        def address(x: Tensor | None) -> int:
+            return 0 if x is None else x.data_ptr()
+
+        return _Scan(
+            *(self.u.shape[1:]),
+            *(Rows.of(x) for x in (self.u, self.delta, self.B, self.C, self.gap)),
+            self.A.data_ptr(),
+            self.A.stride(0) * FLOAT_BYTES,
+            *(address(x) for x in (self.D, self.delta_bias, self.gap_step)),
+            float(gap_scale),
+            bool(delta_softplus),
+            bool(reverse),
+        )
