@@ -1,0 +1,282 @@
+"""The command line: `search`, `front` and `export`, and the commands of `ssmprune.cli`.
+
+Modules that take long to import are imported by the command that needs them, so that `--help`
+and a wrong call answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+
+LIBRARY_COMMANDS = {
+    "models": "The model zoo: name, parameters, FLOPs on both rules.",
+    "train": "Trains a model, or fine-tunes it with --init; dense, or under a policy.",
+    "eval": "Top-1 and top-5 accuracy with the 95 % interval.",
+    "profile": "FLOPs per operator on both rules, tokens per layer, latency of policy and dense.",
+}
+
+
+class _Commands(TyperGroup):
+    """Turns what went wrong into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as fault:
+            errors = sys.modules.get("ssmprune.errors")  # not loaded: the fault is none of ours
+            if errors is None or not isinstance(fault, errors.SsmpruneError):
+                raise
+            typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+            typer.echo(str(fault), err=True)
+            status = WRONG_CALL if isinstance(fault, errors.UsageError) else FAILED
+            raise typer.Exit(status) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, runs/NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point of the command `ssmprune`."""
+    app(prog_name="ssmprune")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ssmprune {version('ssmprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ssmprune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Searches token-pruning policies for vision state-space models and keeps their Pareto front.
+
+    A run from start to end, with the model and the data that ship with the project:
+
+      ssmprune search spaces/vim_nano.yaml --trials 150 --out runs/first
+      ssmprune front runs/first
+      ssmprune export runs/first --max-flops-ratio 0.6 -o policy.yaml
+      ssmprune eval --model vim_nano --data digits --policy policy.yaml
+    """
+
+
+def _call_library(ctx: typer.Context) -> None:
+    from ssmprune.cli import app as library
+
+    library([str(ctx.info_name), *ctx.args], prog_name="ssmprune")
+
+
+for _name, _summary in LIBRARY_COMMANDS.items():
+    app.command(
+        _name,
+        help=_summary,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )(_call_library)
+
+
+@app.command()
+def search(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A search space file.")],
+    out: Annotated[Path, typer.Option(help="Directory of the run, runs/NAME; must be new.")],
+    trials: Annotated[
+        int, typer.Option(min=1, help="Candidates to finish, those of earlier calls included.")
+    ] = 150,
+    workers: Annotated[int, typer.Option(min=1, help="Workers that evaluate side by side.")] = 2,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A file with the weights.", show_default="the model's own"),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(help="[bold]digits[/], or a folder of images, a sub-folder per class."),
+    ] = "digits",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="nsga2, tpe, random, qmc or gp.", show_default="nsga2, or the run's"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the sampler.", show_default="0, or the run's"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for every worker.")] = "cpu",
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="Share of a GPU for each worker.", show_default="an equal share"),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per batch, for accuracy and latency.")
+    ] = 128,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster.", show_default="this machine")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Searches the policies of a space with workers on Ray; every candidate is kept in --out.
+
+    Ctrl-C ends the search after the candidates under way; --resume goes on with it.
+
+    Example: [bold]ssmprune search spaces/vim_nano.yaml --trials 150 --workers 2
+    --out runs/first[/]
+    """
+    from search.launch import search as run_search
+
+    result = run_search(
+        space,
+        out,
+        trials=trials,
+        workers=workers,
+        seed=seed,
+        sampler=sampler,
+        checkpoint=checkpoint,
+        data=data,
+        device=device,
+        batch_size=batch_size,
+        amp=bf16,
+        gpus_per_worker=gpus_per_worker,
+        address=address,
+        resume=resume,
+    )
+    counts = result.counts
+    summary = (
+        f"{counts.finished} of {trials} candidates finished, {counts.failed} of them failed; "
+        f"{result.seconds:.0f} s"
+    )
+    if result.interrupted:
+        typer.echo(f"Interrupted: {summary}. Go on with --resume.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    if result.exhausted:
+        typer.echo("The space holds no candidates that the sampler has not proposed.", err=True)
+    _present(out, as_json, as_csv=False)
+    typer.echo(summary, err=True)
+
+
+@app.command()
+def front(
+    run: Run,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The Pareto front as a table, CSV or JSON; also written to RUN/front.csv and RUN/front.png.
+
+    Works while the search runs, too.
+
+    Example: [bold]ssmprune front runs/first --csv[/]
+    """
+    if as_csv and as_json:
+        raise typer.BadParameter("give one of --csv and --json.")
+    _present(run, as_json, as_csv)
+
+
+def _present(run: Path, as_json: bool, as_csv: bool) -> None:
+    """Print the front of a run, and bring its files up to date."""
+    from search.outcome import Outcome
+    from search.table import to_csv, to_table
+    from ssmprune.output import print_json, show
+
+    outcome = Outcome.read(run)
+    files = outcome.write()
+    if as_json:
+        print_json(outcome.to_dict())
+    elif as_csv:
+        typer.echo(to_csv(outcome.members), nl=False)
+    else:
+        show(
+            to_table(outcome.members, outcome.dense, outcome.dense_holdout),
+            "",
+            f"{len(outcome.members)} of {len(outcome.candidates)} candidates make the front, "
+            f"hypervolume {outcome.hypervolume():.4f} of 1 against the dense model's costs",
+        )
+    typer.echo(f"written: {', '.join(map(str, files))}", err=True)
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The policy's file; with --all a directory.")
+    ],
+    max_flops_ratio: Annotated[
+        float | None, typer.Option(help="Highest FLOPs over the dense model's, such as 0.6.")
+    ] = None,
+    max_latency_ratio: Annotated[
+        float | None, typer.Option(help="Highest latency over the dense model's, such as 0.7.")
+    ] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Lowest top-1 on the search split, in per cent.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every policy of the front instead of the best.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The policy of the front with the highest top-1 within the limits, as a policy file.
+
+    The limits are held against the search split. The file carries its figures on both splits.
+
+    Example: [bold]ssmprune export runs/first --max-flops-ratio 0.6 -o policy.yaml[/]
+    """
+    from search.export import annotate, file_name, write_policies
+    from search.front import select
+    from search.outcome import Outcome
+    from search.table import row, to_table
+    from ssmprune.output import print_json, show
+
+    limits = {
+        "max_flops_ratio": max_flops_ratio,
+        "max_latency_ratio": max_latency_ratio,
+        "min_top1": min_top1,
+    }
+    _check_limits(limits, everything)
+    outcome = Outcome.read(run)
+    if everything:
+        chosen = {output / file_name(member): member for member in outcome.members}
+    else:
+        chosen = {output: select(outcome.members, **limits)}
+    write_policies({path: annotate(c, outcome) for path, c in chosen.items()}, force=force)
+    if as_json:
+        print_json([{"file": str(path), **row(member)} for path, member in chosen.items()])
+    else:
+        show(to_table(list(chosen.values()), outcome.dense, outcome.dense_holdout))
+    for path in chosen:
+        typer.echo(f"written: {path}", err=True)
+
+
+def _check_limits(limits: dict[str, float | None], everything: bool) -> None:
+    """Refuse limits that are out of range, or have no place in the call."""
+    for name, limit in limits.items():
+        option = f"--{name.replace('_', '-')}"
+        if limit is None:
+            continue
+        if everything:
+            raise typer.BadParameter(f"--all exports the whole front; leave {option} out.")
+        if name == "min_top1" and not 1 < limit <= 100:
+            raise typer.BadParameter(f"{option} must be in (1, 100] per cent, got {limit:g}.")
+        if name != "min_top1" and not 0 < limit <= 2:
+            raise typer.BadParameter(f"{option} must be in (0, 2], 1 being dense, got {limit:g}.")

@@ -1,0 +1,115 @@
+"""Members of a front as policy files that carry their figures and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from search.measurement import Candidate, Measurement
+from search.outcome import Outcome
+from ssmprune.errors import FileError, UsageError
+from ssmprune.policy import Policy
+
+
+def annotate(candidate: Candidate, outcome: Outcome) -> Policy:
+    """The candidate's policy with `measured` and `provenance`."""
+    update = {
+        "measured": _measured(candidate, outcome),
+        "provenance": _provenance(candidate, outcome),
+    }
+    return candidate.policy.model_copy(update=update)
+
+
+def file_name(candidate: Candidate) -> str:
+    """The file of a candidate among all of a front: `flops-58.3-trial-17.yaml`."""
+    return f"flops-{100 * candidate.search.flops_ratio:04.1f}-trial-{candidate.trial}.yaml"
+
+
+def write_policies(policies: Mapping[Path, Policy], *, force: bool = False) -> None:
+    """Write policy files, all or, where one of them must not be written, none.
+
+    Args:
+        force: Overwrite files that exist.
+
+    Raises:
+        UsageError: A path is a directory.
+        FileError: A file exists and `force` is not given, or cannot be written.
+    """
+    for path in policies:
+        if path.is_dir():
+            raise UsageError(f"-o must name a file, but {path} is a directory; add a file name.")
+        if path.exists() and not force:
+            raise FileError(
+                f"an export must not overwrite, but {path} exists; give --force or another path."
+            )
+    for path, policy in policies.items():
+        try:
+            policy.save(path)
+        except OSError as fault:
+            raise FileError(
+                f"an export must be written, but {path} cannot be: {fault.strerror}; "
+                "give another path."
+            ) from None
+
+
+def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
+    search, dense = candidate.search, outcome.dense
+    measured: dict[str, Any] = {"search": _accuracy(search, dense)}
+    if candidate.holdout and outcome.dense_holdout:
+        measured["holdout"] = _accuracy(candidate.holdout, outcome.dense_holdout)
+    measured["flops"] = _cost(search.flops, dense.flops)
+    measured["paper_flops"] = _cost(search.paper_flops, dense.paper_flops)
+    if not math.isnan(search.latency_ratio):
+        measured["latency"] = _latency(search, outcome)
+    return measured
+
+
+def _accuracy(figures: Measurement, dense: Measurement) -> dict[str, Any]:
+    return {
+        "split": figures.split,
+        "images": figures.images,
+        "top1": figures.top1,
+        "top1_low": figures.top1_low,
+        "top1_high": figures.top1_high,
+        "dense_top1": dense.top1,
+    }
+
+
+def _cost(value: int, dense: int) -> dict[str, Any]:
+    return {"policy": value, "dense": dense, "ratio": value / dense}
+
+
+def _latency(figures: Measurement, outcome: Outcome) -> dict[str, Any]:
+    call = outcome.run.info["call"]
+    return {
+        "ratio": figures.latency_ratio,
+        "ratio_low": figures.latency_ratio_low,
+        "ratio_high": figures.latency_ratio_high,
+        "policy_ms": figures.latency_ms,
+        "dense_ms": outcome.dense.latency_ms,
+        "device": call["device"],
+        "batch_size": call["batch_size"],
+        "precision": "bfloat16" if call["amp"] else "float32",
+    }
+
+
+def _provenance(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
+    run, info = outcome.run, outcome.run.info
+    return {
+        "space": Path(info["call"]["space"]).name,
+        "space_sha256": hashlib.sha256(run.space_path.read_bytes()).hexdigest(),
+        "run": run.path.name,
+        "trial": candidate.trial,
+        "source": candidate.source,
+        "sampler": info["call"]["sampler"],
+        "seed": info["call"]["seed"],
+        "checkpoint_sha256": info["identity"]["checkpoint"],
+        "data": info["identity"]["data"],
+        "versions": info["versions"],
+        "searched": info["begun"],
+        "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,130 @@
+"""The front as a table for people and as rows for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from search.measurement import Candidate, Measurement
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Policy
+
+COLUMNS = {
+    "trial": "number of the trial",
+    "source": "who proposed it: schedule:NAME for a known schedule, else the sampler",
+    "tokens": "patch tokens left after each pruning layer, as LAYER:COUNT",
+    "scorer": "the scorer; several with / where stages name their own",
+    "alignment": "decay, its strength, and what the convolution reads",
+    "flops": "multiply-adds for one image, everything that runs",
+    "flops_ratio": "flops over those of the dense model",
+    "paper_flops": "multiply-adds on the rule of the family's publications",
+    "search_top1": "per cent on the search split, which the search decided by",
+    "search_top1_low": "lower end of its 95 % interval",
+    "search_top1_high": "upper end",
+    "search_images": "images of the search split",
+    "holdout_top1": "per cent on the holdout, which no decision saw; empty if not measured",
+    "holdout_top1_low": "lower end of its 95 % interval",
+    "holdout_top1_high": "upper end",
+    "holdout_images": "images of the holdout",
+    "latency_ratio": "latency over the dense model's; empty if not measured",
+    "latency_ratio_low": "lower end of its 95 % interval",
+    "latency_ratio_high": "upper end",
+    "latency_ms": "milliseconds for one batch",
+}
+"""Names and meanings of the columns of `front.csv`, which are the keys of a row too."""
+
+
+def row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate by `COLUMNS`; None where something was not measured."""
+    policy, search = candidate.policy, candidate.search.to_dict()
+    holdout = candidate.holdout.to_dict() if candidate.holdout else {}
+    figures = {
+        "trial": candidate.trial,
+        "source": candidate.source,
+        "tokens": tokens_text(policy),
+        "scorer": scorer_text(policy),
+        "alignment": alignment_text(policy),
+        **search,
+        **{f"search_{key}": value for key, value in search.items()},
+        **{f"holdout_{key}": value for key, value in holdout.items()},
+    }
+    return {column: figures.get(column) for column in COLUMNS}
+
+
+def to_csv(candidates: Sequence[Candidate]) -> str:
+    """The candidates as CSV with a header line; empty cells where something was not measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row(candidate) for candidate in candidates)
+    return text.getvalue()
+
+
+def to_table(
+    candidates: Sequence[Candidate], dense: Measurement, dense_holdout: Measurement | None
+) -> Table:
+    """The candidates below the dense model, two lines each."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("Trial\n", justify="right")
+    table.add_column("FLOPs ratio\n[dim]M, paper's M")
+    table.add_column("Top-1 search\n[dim]95 % interval")
+    table.add_column("Top-1 holdout\n[dim]95 % interval")
+    table.add_column("Latency ratio\n[dim]95 % interval")
+    table.add_column("Tokens left after layer\n[dim]scorer, alignment, source", overflow="fold")
+    table.add_row("dense", *_cells(dense, dense_holdout), "all")
+    for candidate in candidates:
+        policy = candidate.policy
+        about = f"{scorer_text(policy)}, {alignment_text(policy)}, {escape(candidate.source)}"
+        table.add_row(
+            str(candidate.trial),
+            *_cells(candidate.search, candidate.holdout),
+            f"{tokens_text(policy) or 'all'}\n[dim]{about}",
+        )
+    return table
+
+
+def tokens_text(policy: Policy) -> str:
+    """Patch tokens left after each stage: `0:52 3:31`."""
+    counts = policy.keep_counts(find_config(policy.model).num_patches)
+    pairs = zip(policy.stages, counts, strict=True)
+    return " ".join(f"{stage.layer}:{count}" for stage, count in pairs)
+
+
+def scorer_text(policy: Policy) -> str:
+    """The scorer's name; those of all stages where they differ."""
+    names = [policy.stage_scorer(stage).name for stage in policy.stages]
+    return "/".join(names if len(set(names)) > 1 else names[:1]) or policy.scorer.name
+
+
+def alignment_text(policy: Policy) -> str:
+    """The alignment in words: `none compact`, `zero_input 0.5 position`."""
+    alignment = policy.alignment
+    strength = "" if alignment.decay == "none" else f" {alignment.strength:g}"
+    return f"{alignment.decay}{strength} {alignment.conv}"
+
+
+def _cells(search: Measurement, holdout: Measurement | None) -> tuple[str, str, str, str]:
+    return (
+        f"{search.flops_ratio:.3f}\n[dim]{search.flops / 1e6:.4g}, {search.paper_flops / 1e6:.4g}",
+        _top1(search),
+        _top1(holdout) if holdout else "",
+        _with_interval(
+            search.latency_ratio, search.latency_ratio_low, search.latency_ratio_high, 3
+        ),
+    )
+
+
+def _top1(figures: Measurement) -> str:
+    return _with_interval(figures.top1, figures.top1_low, figures.top1_high, 1)
+
+
+def _with_interval(value: float, low: float, high: float, digits: int) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.{digits}f}\n[dim]{low:.{digits}f}-{high:.{digits}f}"

@@ -1,0 +1,307 @@
+"""The commands `models`, `train`, `eval` and `profile`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ssmprune.data import SPLITS, open_images
+from ssmprune.devices import find_device
+from ssmprune.errors import UsageError, unknown_name
+from ssmprune.measure.accuracy import evaluate
+from ssmprune.measure.flops import count_flops
+from ssmprune.measure.latency import Latency
+from ssmprune.measure.profile import Profile
+from ssmprune.measure.profile import profile as measure_profile
+from ssmprune.models.checkpoints import shipped_checkpoint
+from ssmprune.models.factory import create_model
+from ssmprune.models.zoo import find_config, model_names
+from ssmprune.output import print_json, show
+from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainSettings
+from ssmprune.training import train as run_training
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+Model = Annotated[str, typer.Option("--model", help="A name of [bold]ssmprune models[/].")]
+Data = Annotated[
+    str, typer.Option(help="[bold]digits[/], or a folder of images with a sub-folder per class.")
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="A policy file; without one the model is dense.")
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="A file with the weights.", show_default="the model's own")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern of names.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """The model zoo: name, parameters, FLOPs on both rules.
+
+    Example: [bold]ssmprune models 'vim_small*'[/]
+    """
+    names = model_names(pattern)
+    if not names:
+        raise UsageError(unknown_name("model", pattern, model_names()))
+    rows = [_zoo_row(name) for name in names]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("Model", "Image", "Patches", "Parameters, M", "GFLOPs", "Paper's GFLOPs"):
+        table.add_column(column, justify="left" if column == "Model" else "right")
+    for row in rows:
+        figures = (row["parameters"] / 1e6, row["flops"] / 1e9, row["paper_flops"] / 1e9)
+        places = (str(row["image_size"]), str(row["patches"]))
+        table.add_row(row["model"], *places, *(f"{figure:.3f}" for figure in figures))
+    show(table)
+
+
+def _zoo_row(name: str) -> dict[str, Any]:
+    config, count = find_config(name), count_flops(find_config(name))
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in create_model(name).parameters())
+    return {
+        "model": name,
+        "image_size": config.image_size,
+        "patches": config.num_patches,
+        "parameters": parameters,
+        "flops": count.flops,
+        "paper_flops": count.paper_flops,
+    }
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    out: Annotated[
+        Path,
+        typer.Option(help="Directory of the run; where it is an interrupted one, it goes on."),
+    ],
+    policy: PolicyFile = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Weights to fine-tune: a file, or [bold]shipped[/] for the model's own."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches to train on.", show_default="2600 or 260")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate.", show_default="3e-3 or 5e-4")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
+    device: Device = "cpu",
+    bf16: Bf16 = False,
+    as_json: Json = False,
+) -> None:
+    """Trains a model, or fine-tunes it with --init; dense, or under a policy.
+
+    Defaults are for training from scratch, or with --init for fine-tuning.
+
+    Example: [bold]ssmprune train --model vim_nano --data digits --policy policy.yaml
+    --init shipped --out runs/finetuned[/]
+    """
+    settings = _settings(init is not None, steps, lr, batch_size, seed, bf16)
+    result = run_training(
+        model,
+        data,
+        out,
+        settings,
+        policy=policy,
+        init=init and _checkpoint(init, model),
+        device=find_device(device),
+        command=shlex.join(["ssmprune", *sys.argv[1:]]),
+    )
+    if as_json:
+        print_json({"checkpoint": str(result.checkpoint), **asdict(result.accuracy)})
+        return
+    accuracy = result.accuracy
+    show(
+        f"{accuracy.top1:.2f} % top-1 on the holdout "
+        f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}, {accuracy.images:,} images)",
+        f"weights: {result.checkpoint}",
+    )
+
+
+def _settings(
+    fine_tuning: bool,
+    steps: int | None,
+    lr: float | None,
+    batch_size: int,
+    seed: int,
+    bf16: bool,
+) -> TrainSettings:
+    """The defaults with what was given in their place; the warm-up is the same share of steps."""
+    base = FINE_TUNING if fine_tuning else FROM_SCRATCH
+    steps = steps or base.steps
+    return replace(
+        base,
+        steps=steps,
+        warmup_steps=round(base.warmup_steps * steps / base.steps),
+        lr=base.lr if lr is None else lr,
+        batch_size=batch_size,
+        seed=seed,
+        amp=bf16,
+    )
+
+
+@app.command("eval")
+def evaluate_model(
+    model: Model,
+    data: Data,
+    checkpoint: Checkpoint = None,
+    policy: PolicyFile = None,
+    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}.")] = "holdout",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    device: Device = "cpu",
+    bf16: Bf16 = False,
+    as_json: Json = False,
+) -> None:
+    """Top-1 and top-5 accuracy with the 95 % interval.
+
+    Example: [bold]ssmprune eval --model vim_nano --data digits --policy policy.yaml[/]
+    """
+    place = find_device(device)
+    config = find_config(model)
+    weights = _checkpoint(checkpoint, model)
+    network = create_model(model, weights, policy).to(place)
+    images = open_images(
+        data, split, image_size=config.image_size, channels=config.channels, batch_size=batch_size
+    )
+    accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
+    if as_json:
+        call = {"model": model, "checkpoint": str(weights), "data": data, "split": split}
+        print_json({**call, "policy": policy and str(policy), **asdict(accuracy)})
+        return
+    show(
+        f"top-1  {accuracy.top1:.2f} %, 95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}",
+        f"top-5  {accuracy.top5:.2f} %",
+        f"images {accuracy.images:,} of the {split} split",
+    )
+
+
+@app.command()
+def profile(
+    model: Model,
+    policy: PolicyFile = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A file with the weights.", show_default="random weights")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in the timed batch.")] = 32,
+    device: Device = "cpu",
+    bf16: Bf16 = False,
+    as_json: Json = False,
+) -> None:
+    """FLOPs per operator on both rules, tokens per layer, latency of policy and dense.
+
+    Example: [bold]ssmprune profile --model vim_nano --policy policy.yaml[/]
+    """
+    place = find_device(device)
+    given = None if checkpoint is None else _checkpoint(checkpoint, model)
+    network = create_model(model, given, policy).to(place)
+    costs = measure_profile(network, batch_size=batch_size, amp=bf16)
+    if as_json:
+        print_json(_profile_data(model, costs))
+        return
+    tokens = " ".join(map(str, costs.tokens[:-1]))
+    show(
+        _flops_table(costs),
+        "",
+        f"[bold]Tokens entering each layer[/]\n{tokens}; leaving the model {costs.tokens[-1]}",
+    )
+    if costs.latency is not None:
+        show("", _latency_text(costs.latency))
+
+
+def _profile_data(model: str, costs: Profile) -> dict[str, Any]:
+    return {
+        "model": model,
+        "flops": costs.flops.flops,
+        "paper_flops": costs.flops.paper_flops,
+        "dense_flops": costs.dense_flops.flops,
+        "dense_paper_flops": costs.dense_flops.paper_flops,
+        "flops_ratio": costs.flops_ratio,
+        "operators": _operator_rows(costs),
+        "tokens": costs.tokens,
+        "latency": costs.latency and asdict(costs.latency),
+    }
+
+
+def _operator_rows(costs: Profile) -> list[dict[str, Any]]:
+    """FLOPs of each operator, with the policy and dense; 0 where an operator does not run."""
+    pruned, dense = costs.flops.by_operator(), costs.dense_flops.by_operator()
+    keys = ("flops", "paper_flops", "dense_flops", "dense_paper_flops")
+    return [
+        {
+            "operator": name,
+            **dict(zip(keys, (*pruned.get(name, (0, 0)), *dense.get(name, (0, 0))), strict=True)),
+        }
+        for name in dict.fromkeys([*dense, *pruned])
+    ]
+
+
+def _flops_table(costs: Profile) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("MFLOPs of one image")
+    for column in ("Dense", "Policy", "Ratio", "Dense, paper's", "Policy, paper's", "Ratio"):
+        table.add_column(column, justify="right")
+    rows = _operator_rows(costs)
+    total: dict[str, Any] = {key: sum(row[key] for row in rows) for key in list(rows[0])[1:]}
+    for row in [*rows, {"operator": "[bold]all", **total}]:
+        cells = [row["operator"]]
+        for rule in ("flops", "paper_flops"):
+            dense, pruned = row[f"dense_{rule}"], row[rule]
+            ratio = f"{pruned / dense:.3f}" if dense else ""
+            cells += [f"{dense / 1e6:,.3f}", f"{pruned / 1e6:,.3f}", ratio]
+        table.add_row(*cells)
+    return table
+
+
+def _latency_text(latency: Latency) -> str:
+    protocol = ", ".join(
+        [
+            f"{latency.device} ({latency.device_name})",
+            f"batch {latency.batch_size}",
+            latency.precision,
+            f"{latency.threads} threads",
+            f"scan {latency.backend}",
+            f"{latency.repeats} pairs in turn",
+        ]
+    )
+    return (
+        f"[bold]Latency of a batch[/]\n"
+        f"dense {latency.dense_ms:.3f} ms, policy {latency.latency_ms:.3f} ms, "
+        f"ratio {latency.ratio:.4f} (95 % interval {latency.ratio_low:.4f} to "
+        f"{latency.ratio_high:.4f})\n[dim]{escape(protocol)}[/]"
+    )
+
+
+def _checkpoint(given: str | None, model: str) -> Path:
+    """The file that an option names; by default, and with `shipped`, the model's own.
+
+    Raises:
+        UsageError: The model is unknown, or no weights ship with it.
+    """
+    if given not in (None, "shipped"):
+        return Path(str(given))
+    find_config(model)
+    shipped = shipped_checkpoint(model)
+    if shipped is None:
+        raise UsageError(f"weights must be given for {model}, as none ship with it; name a file.")
+    return shipped
