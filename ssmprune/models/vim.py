@@ -69,7 +69,7 @@ class MixerOutput(NamedTuple):
 
     Attributes:
         y: SSM output before the gate, both directions together, (B, L, E).
-        gated: Mean of the directions times silu(z), (B, L, E).
+        gated: y times silu(z), (B, L, E).
         inputs: The scan inputs of the forward and of the backward direction.
     """
 
@@ -125,7 +125,7 @@ class Mixer(nn.Module):
         x, z = self.in_proj(normed).chunk(2, dim=-1)  # (B, L, E) each
         inputs = [self.scan_inputs(x, aligned, reverse) for reverse in (False, True)]
         y = self.scan(inputs[0], aligned, False) + self.scan(inputs[1], aligned, True)
-        return MixerOutput(y, y * F.silu(z) * 0.5, tuple(inputs))
+        return MixerOutput(y, y * F.silu(z), tuple(inputs))
 
     def scan_inputs(self, x: Tensor, aligned: AlignedTokens | None, reverse: bool) -> ScanInputs:
         """Convolve x, of shape (B, L, E), and project it to the scan's inputs."""
@@ -220,7 +220,7 @@ class Vim(nn.Module):
                 gated, residual = take(gated, kept), take(residual, kept)
                 positions = take(positions, kept)
                 aligned = AlignedTokens.of(self.plan.alignment, positions, num_tokens)
-            hidden = block.mixer.out_proj(gated)
+            hidden = block.mixer.out_proj(gated) * 0.5  # the mean of both directions
         normed = self.norm_f(residual + hidden)
         return TokenStream(normed, positions, num_tokens, self.config.prefix_positions)
 

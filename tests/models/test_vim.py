@@ -44,7 +44,7 @@ def activations(model: Vim, images: torch.Tensor) -> dict[str, torch.Tensor]:
         residual = residual + hidden
         normed = block.norm(residual)
         mixed = block.mixer(normed, None)
-        hidden = block.mixer.out_proj(mixed.gated)
+        hidden = block.mixer.out_proj(mixed.gated) / 2
         found[f"{layer}.residual"] = residual
         found[f"{layer}.normed"] = normed
         found[f"{layer}.hidden_states"] = hidden
