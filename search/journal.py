@@ -1,8 +1,9 @@
 """The study's file: one JSON record a line, appended by many processes, whole after any kill.
 
-Optuna's own file backend guards an append with a file that outlives a killed process and makes
-all others wait; and a half line that a killed process or a full disk leaves behind swallows the
-next record. Here the kernel holds the lock, and an append cuts off such a line first.
+Optuna's own file backend writes and reads the file for every single record, guards it with a lock
+that outlives a killed process, and lets a half line, which a killed process or a full disk leaves
+behind, swallow the next record. Here all records of an `exclusive` block go into the file
+together, the kernel holds the lock, and a half line is cut off before anything is appended.
 """
 
 from __future__ import annotations
@@ -16,48 +17,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
 from ssmprune.errors import RunError
 
 logger = logging.getLogger(__name__)
 
 
-class JournalFile(JournalFileBackend):
-    """Optuna's storage backend on one file; many processes append, one at a time."""
+class JournalFile(BaseJournalBackend):
+    """Optuna's storage backend on one file; for one thread of one process, beside others."""
 
     def __init__(self, path: Path):
-        super().__init__(str(path))
         self.path = path
-        self._held: int | None = None
+        path.touch()
+        self._handle: int | None = None
+        self._pending: list[bytes] = []
+        self._records, self._bytes = 0, 0  # read so far
+        self._is_read = False  # to the end, since the lock is held
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep all other processes from appending; appends of this object go through.
+        """Keep all other processes from appending; what this one appends is written at the end.
 
         The lock ends with the process, however it ends.
         """
-        if self._held is not None:
+        if self._handle is not None:
             yield
             return
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            self._held = handle
             _cut_half_line(handle, self.path)
+            self._handle = handle
             yield
         finally:
-            self._held = None
+            self._handle = None
+            self._flush(handle)
             os.close(handle)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add records; they survive the death of this process, and with `sync` of the machine."""
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        """Add records; once written they survive the death of this process, after `sync` any."""
         with self.exclusive():
-            assert self._held is not None
-            data = text.encode()
-            while data:
-                data = data[os.write(self._held, data) :]
+            self._pending += [json.dumps(log, separators=(",", ":")).encode() for log in logs]
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The records from a number on, those that are about to be written included."""
+        if log_number_from < self._records:
+            self._records, self._bytes = 0, 0
+            self._is_read = False
+        skip = log_number_from - self._records
+        found = [] if self._is_read else self._read_new()
+        return map(json.loads, (found + self._pending)[skip:])
 
     def sync(self) -> None:
         """Return when all records are on the disk."""
@@ -66,6 +76,27 @@ class JournalFile(JournalFileBackend):
             os.fsync(handle)
         finally:
             os.close(handle)
+
+    def _read_new(self) -> list[bytes]:
+        """Whole records that were written since the last call."""
+        with self.path.open("rb") as file:
+            file.seek(self._bytes)
+            lines = file.read().splitlines(keepends=True)
+        if lines and not _is_record(lines[-1]):
+            del lines[-1]
+        self._records += len(lines)
+        self._bytes += sum(map(len, lines))
+        self._is_read = self._handle is not None
+        return lines
+
+    def _flush(self, handle: int) -> None:
+        data = b"".join(record + b"\n" for record in self._pending)
+        if self._is_read:
+            self._records += len(self._pending)
+            self._bytes += len(data)
+        self._pending, self._is_read = [], False
+        while data:
+            data = data[os.write(handle, data) :]
 
 
 def recover(path: Path) -> str | None:

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +22,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
-import torch
 from ray import tune
 
 from search.evaluator import Evaluators, ModelEvaluators
@@ -35,12 +34,13 @@ from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.study import Counts, Study
 from search.worker import Job, work
+from ssmprune.devices import find_device
 from ssmprune.errors import RunError, SsmpruneError, UsageError, unknown_name
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 
-POLL_SECONDS = 0.25
-_MOST_RESTARTS = 20  # of one worker
+POLL_SECONDS = 0.5
+_MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 _PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
 
@@ -122,7 +122,8 @@ def search(
         run.refuse_existing()
     frozen = SearchSpace.load(space)
     if evaluators is None:
-        _check_device(device, address)
+        if address is None:  # on a cluster, Ray's resources tell later
+            find_device(device)
         evaluators = ModelEvaluators(
             model=frozen.model,
             checkpoint=_checkpoint(checkpoint, frozen.model),
@@ -152,7 +153,8 @@ def search(
             _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
         with _ray(address, workers):
             pool = _pool(workers, device, gpus_per_worker)
-            interrupted = _Driver(run, evaluators, pool, trials, shown).run()
+            _measure_dense(run, evaluators, pool, here=address is None)
+            interrupted = _search(run, evaluators, pool, trials, shown)
         study = Study(run)
         return SearchResult(
             run_dir=run.path,
@@ -176,130 +178,116 @@ class _Pool:
         return {"cpu": self.threads, "gpu": self.gpus}
 
 
-class _Driver:
-    """Runs workers until the study is complete, then the holdout."""
+def _search(
+    run: RunDirectory, evaluators: Evaluators, pool: _Pool, trials: int, shown: SearchProgress
+) -> bool:
+    """Let workers run until the search and its holdout are complete.
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        evaluators: Evaluators,
-        pool: _Pool,
-        trials: int,
-        shown: SearchProgress,
-    ):
-        self._run, self._evaluators, self._pool = run, evaluators, pool
-        self._trials, self._shown = trials, shown
+    Returns:
+        Whether Ctrl-C ended the search.
 
-    def run(self) -> bool:
-        """Search, then measure the front on the holdout.
-
-        Returns:
-            Whether Ctrl-C ended the search.
-
-        Raises:
-            RunError: The workers cannot work, or no candidate could be evaluated.
-        """
-        if "search" not in self._run.info["dense"]:
-            self._measure_dense("search")
-        study = Study(self._run)
-        if self._search(study):
+    Raises:
+        RunError: The workers cannot work, or no candidate could be evaluated.
+    """
+    study = Study(run)
+    while _unfinished(study, trials):
+        before = _done(study)
+        job = Job(run.path, uuid.uuid4().hex, trials, evaluators, pool.workers, pool.threads)
+        study.begin_session(job.session)
+        workers = _Workers(job, pool)
+        interrupted = _watch(study, workers, shown)
+        study.end_session()
+        study.close_lost(lambda owner: True)
+        if interrupted:
             return True
-        if not study.candidates():
-            raise RunError(_no_candidates(study))
-        if "holdout" not in self._run.info["dense"]:
-            self._measure_dense("holdout")
-        self._measure_front(study)
-        return False
+        if study.exhausted:
+            break
+        if _done(study) == before:
+            raise RunError(f"the workers of a search must run, but {workers.fault}.")
+    if not study.candidates():
+        raise RunError(_no_candidates(study))
+    return False
 
-    def _search(self, study: Study) -> bool:
-        """Let workers run until enough candidates are finished or none can be found.
 
-        Returns:
-            Whether Ctrl-C ended it.
-        """
-        while (before := study.counts().finished) < self._trials:
-            session = uuid.uuid4().hex
-            study.begin_session(session)
-            workers = _Workers(self._run, session, self._trials, self._evaluators, self._pool)
-            interrupted = self._watch(study, workers)
-            study.end_session()
-            study.close_lost(lambda owner: True)
-            if interrupted:
-                return True
-            if study.counts().finished == before:
-                if workers.fault is not None:
-                    raise RunError(f"the search's workers must run, but {workers.fault}.")
-                return False
-        return False
+def _unfinished(study: Study, trials: int) -> bool:
+    """Whether candidates are to be evaluated, or members of the front to be measured once more."""
+    members = front(study.candidates(), study.space.objectives)
+    return study.counts().finished < trials or any(m.holdout is None for m in members)
 
-    def _watch(self, study: Study, workers: _Workers) -> bool:
-        """Show progress until the workers have ended; after Ctrl-C they end soon."""
-        interrupted = False
-        workers.start()
-        while workers.is_alive():
-            try:
-                workers.join(POLL_SECONDS)
-                self._shown.show(study.counts())
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                study.end_session()
-                self._shown.say("search: ending after the candidates under way")
-        self._shown.show(study.counts())
-        return interrupted
 
-    def _measure_dense(self, split: str) -> None:
-        [dense] = self._measure(split, [Policy(model=self._run.space.model, stages=())])
-        info = self._run.info
-        info["dense"][split] = dense.to_dict()
-        self._run.write_info(info)
+def _done(study: Study) -> int:
+    """What has been done so far: candidates finished, and candidates measured once more."""
+    measured = sum(candidate.holdout is not None for candidate in study.candidates())
+    return study.counts().finished + measured
 
-    def _measure_front(self, study: Study) -> None:
-        """Measure once more, on images that no decision saw, the members that have not been."""
-        members = front(study.candidates(), study.space.objectives)
-        members = [member for member in members if member.holdout is None]
-        dense = self._run.dense("holdout")
-        figures = self._measure("holdout", [member.policy for member in members], dense)
-        for member, measurement in zip(members, figures, strict=True):
-            study.set_holdout(member.trial, measurement)
 
-    def _measure(
-        self, split: str, policies: Sequence[Policy], dense: Measurement | None = None
-    ) -> list[Measurement]:
-        """Measure policies outside the study, shared out to as many tasks as there are workers."""
-        pool = self._pool
-        task = ray.remote(num_cpus=pool.threads, num_gpus=pool.gpus)(_measure)
-        shares = [policies[n :: pool.workers] for n in range(min(pool.workers, len(policies)))]
-        futures = [
-            task.remote(self._evaluators, split, pool.threads, dense, share) for share in shares
-        ]
+def _watch(study: Study, workers: _Workers, shown: SearchProgress) -> bool:
+    """Show progress until the workers have ended.
+
+    Returns:
+        Whether Ctrl-C was pressed, which makes them end soon; a second one is raised.
+    """
+    interrupted = False
+    workers.start()
+    while workers.is_alive():
         try:
-            results = ray.get(futures)
-        except ray.exceptions.RayTaskError as fault:
-            if isinstance(fault.cause, SsmpruneError):
-                raise fault.cause from None
-            raise
-        found: list[Measurement | None] = [None] * len(policies)
-        for number, result in enumerate(results):
-            found[number :: pool.workers] = result
-        return [measurement for measurement in found if measurement is not None]
+            workers.join(POLL_SECONDS)
+            shown.show(study.counts())
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            study.end_session()
+            shown.say("search: ending after the candidates under way")
+    shown.show(study.counts())
+    return interrupted
+
+
+def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: _Pool, here: bool) -> None:
+    """Measure the dense model on both splits, unless the run has its figures.
+
+    Args:
+        here: In this process, which has everything loaded, not on Ray.
+    """
+    info = run.info
+    dense = Policy(model=run.space.model, stages=())
+    for split in ("search", "holdout"):
+        if split in info["dense"]:
+            continue
+        if here:
+            measurement = evaluators.open(split, pool.threads)(dense)
+        else:
+            measurement = _measure_remotely(evaluators, split, pool, dense)
+        info["dense"][split] = measurement.to_dict()
+        run.write_info(info)
+
+
+def _measure_remotely(
+    evaluators: Evaluators, split: str, pool: _Pool, policy: Policy
+) -> Measurement:
+    def measure() -> Measurement:
+        return evaluators.open(split, pool.threads)(policy)
+
+    task = ray.remote(num_cpus=pool.threads, num_gpus=pool.gpus)(measure)
+    try:
+        return ray.get(task.remote())
+    except ray.exceptions.RayTaskError as fault:
+        if isinstance(fault.cause, SsmpruneError):
+            raise fault.cause from None
+        raise
 
 
 class _Workers(threading.Thread):
     """A session's Ray Tune trials; in a thread, so that Ctrl-C reaches the driver, not Tune.
 
     Attributes:
-        fault: Why a worker ended for good before its time, as a sentence; None otherwise.
+        fault: Why a worker ended for good before its time, if one did.
     """
 
-    def __init__(
-        self, run: RunDirectory, session: str, trials: int, evaluators: Evaluators, pool: _Pool
-    ):
+    def __init__(self, job: Job, pool: _Pool):
         super().__init__(name="workers", daemon=True)
-        self.fault: str | None = None
-        self._job = Job(run.path, session, trials, evaluators, pool.threads)
-        self._pool = pool
+        self.fault = "they ended without a result"
+        self._job, self._pool = job, pool
 
     def run(self) -> None:
         directory = self._job.run_dir / ".tune"
@@ -312,6 +300,7 @@ class _Workers(threading.Thread):
                     storage_path=str(directory),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=_MOST_RESTARTS),
+                    callbacks=[_GivesUp(self._job)],
                 ),
             )
             results = tuner.fit()
@@ -323,6 +312,18 @@ class _Workers(threading.Thread):
             shutil.rmtree(directory, ignore_errors=True)
 
 
+class _GivesUp(tune.Callback):
+    """Leaves the open candidate of a worker that Tune does not restart any more to the others."""
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        mine = (self._job.session, trial.config["worker"])
+        study = Study(RunDirectory.open(self._job.run_dir))
+        study.close_lost(lambda owner: (owner.session, owner.worker) == mine)
+
+
 def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for each worker."""
 
@@ -330,17 +331,6 @@ def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
         work(job, config["worker"], tune.report)
 
     return trainable
-
-
-def _measure(
-    evaluators: Evaluators,
-    split: str,
-    threads: int,
-    dense: Measurement | None,
-    policies: Sequence[Policy],
-) -> list[Measurement]:
-    evaluate = evaluators.open(split, threads, dense)
-    return [evaluate(policy) for policy in policies]
 
 
 def _begin(run: RunDirectory, space: str, identity: dict[str, Any], call: dict[str, Any]) -> None:
@@ -449,18 +439,6 @@ def _check_call(
         raise UsageError(unknown_name("sampler", sampler, SAMPLERS))
     if gpus_per_worker is not None and gpus_per_worker < 0:
         raise UsageError(f"--gpus-per-worker must not be negative, got {gpus_per_worker}.")
-
-
-def _check_device(device: str, address: str | None) -> None:
-    """Refuse a device that is not there; on a cluster, Ray's resources tell later."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be cpu or cuda, got {device!r}.")
-    if kind == "cuda" and address is None and not torch.cuda.is_available():
-        raise UsageError(f"--device {device} must be there, but there is no GPU; give cpu.")
 
 
 def _checkpoint(path: str | Path | None, model: str) -> Path:

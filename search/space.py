@@ -42,6 +42,8 @@ def _known_model(name: str) -> str:
 
 
 def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    if not values:
+        raise ValueError("at least one value must stand in the list, got []; add one")
     twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice:
         raise ValueError(f"values must differ, got {twice[0]!r} twice; remove one of the two")
@@ -49,9 +51,9 @@ def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
 
 
 def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
-    if list(layers) != sorted(set(layers)):
+    if not layers or list(layers) != sorted(set(layers)):
         raise ValueError(
-            f"layers must ascend, each standing once, got {list(layers)}; sort them, once each"
+            f"layers must be at least one and ascend, got {list(layers)}; list each once, sorted"
         )
     return layers
 
@@ -62,7 +64,7 @@ KeepRatio = Annotated[float, Field(gt=0, le=1)]
 
 
 def _choices(description: str, default: tuple[Any, ...]) -> Any:
-    return Field(default=default, min_length=1, strict=False, description=description)
+    return Field(default=default, strict=False, description=description)
 
 
 class _Part(BaseModel):
@@ -77,7 +79,6 @@ class Ratios(_Part):
         "stage: `stages` stages whose layers are searched too"
     )
     layers: Layers = Field(
-        min_length=1,
         strict=False,
         description="a list of layers after which tokens may leave, such as [0, 1, 2]",
     )
@@ -170,11 +171,10 @@ class Schedule(_Part):
         default=None, strict=False, description="a list such as - {layer: 1, keep_ratio: 0.8}"
     )
     layers: Layers | None = Field(
-        default=None, min_length=1, strict=False, description="a list of layers such as [1, 3, 5]"
+        default=None, strict=False, description="a list of layers such as [1, 3, 5]"
     )
     keep_ratio: Annotated[tuple[KeepRatio, ...], AfterValidator(_distinct)] | None = Field(
         default=None,
-        min_length=1,
         strict=False,
         description="a list of keep ratios, one schedule each",
     )

@@ -141,11 +141,23 @@ class Study:
             The number of candidates that were open.
         """
         self._study.set_user_attr("session", session)
+        self._study.set_user_attr("exhausted", False)
         return self.close_lost(lambda owner: owner.session != session)
 
     def end_session(self) -> None:
         """Let no worker ask any more; what they are evaluating can still be told."""
         self._study.set_user_attr("session", None)
+
+    @property
+    def in_session(self) -> bool:
+        """Whether this study's owner may still ask."""
+        assert self._owner is not None
+        return bool(self._study.user_attrs.get("session") == self._owner.session)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler has found nothing new in the session so far."""
+        return bool(self._study.user_attrs.get("exhausted"))
 
     def ask(self, trials: int) -> Suggestion | None:
         """Take the next candidate: from the queue, else from the sampler.
@@ -154,22 +166,22 @@ class Study:
             trials: Candidates that the search is to finish.
 
         Returns:
-            A feasible candidate that is new, leased to this study's owner. None when enough are
-            finished or under way, when the session has ended, or when the sampler finds nothing
-            new.
+            A feasible candidate that is new, leased to this study's owner. None when there is
+            nothing to take: enough are finished or under way, the session has ended, or the
+            sampler finds nothing new. While candidates are running, more may come into the queue.
         """
-        assert self._owner is not None
         for _ in range(_MOST_MISSES):
             with self._journal.exclusive():
-                if self._study.user_attrs.get("session") != self._owner.session:
-                    return None
                 known = self._trials()
                 counts = _count(known)
-                if counts.finished + counts.running >= trials:
+                if not self.in_session or counts.finished + counts.running >= trials:
+                    return None
+                if self.exhausted and not counts.waiting:
                     return None
                 suggestion = self._ask_once(known, counts.lost)
             if suggestion is not None:
                 return suggestion
+        self._study.set_user_attr("exhausted", True)
         return None
 
     def _ask_once(self, known: list[FrozenTrial], lost: int) -> Suggestion | None:

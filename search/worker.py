@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.evaluator import Evaluator, Evaluators
+from search.front import front
 from search.rundir import RunDirectory
 from search.study import Owner, Study, Suggestion
 
 REPORT_SECONDS = 5.0
+WAIT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Job:
         session: Name of the session.
         trials: Candidates that the search is to finish.
         evaluators: Model and data.
+        workers: Number of workers.
         threads: CPU threads of one worker.
     """
 
@@ -31,11 +34,12 @@ class Job:
     session: str
     trials: int
     evaluators: Evaluators
+    workers: int
     threads: int
 
 
 def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> None:
-    """Evaluate candidates until there are no more to take.
+    """Evaluate candidates until there are no more, then this worker's share of the holdout.
 
     What this worker left open when it died before is queued again first.
 
@@ -45,18 +49,50 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
         report: Takes the number of candidates told so far, every few seconds and at the end.
     """
     run = RunDirectory.open(job.run_dir)
-    owner = Owner(job.session, worker, uuid.uuid4().hex)
-    study = Study(run, owner)
+    study = Study(run, Owner(job.session, worker, uuid.uuid4().hex))
     study.close_lost(lambda other: (other.session, other.worker) == (job.session, worker))
+    told = _search(job, run, study, report)
+    _measure_holdout(job, run, study, worker)
+    report({"told": told})
+
+
+def _search(
+    job: Job, run: RunDirectory, study: Study, report: Callable[[dict[str, int]], None]
+) -> int:
+    """Ask, evaluate, tell.
+
+    Returns:
+        The number of candidates told.
+    """
     evaluate = job.evaluators.open("search", job.threads, run.dense("search"))
     told, reported = 0, time.monotonic()
-    while (suggestion := study.ask(job.trials)) is not None:
+    while (suggestion := _next(study, job.trials)) is not None:
         _settle(study, suggestion, evaluate)
         told += 1
         if time.monotonic() - reported >= REPORT_SECONDS:
             report({"told": told})
             reported = time.monotonic()
-    report({"told": told})
+    return told
+
+
+def _next(study: Study, trials: int) -> Suggestion | None:
+    """The next candidate; waits for those of others, which come back if their worker dies."""
+    while (suggestion := study.ask(trials)) is None:
+        if not study.in_session or not study.counts().running:
+            return None
+        time.sleep(WAIT_SECONDS)
+    return suggestion
+
+
+def _measure_holdout(job: Job, run: RunDirectory, study: Study, worker: int) -> None:
+    """Measure members of the front once more, on images that no decision saw."""
+    members = front(study.candidates(), study.space.objectives)[worker :: job.workers]
+    members = [member for member in members if member.holdout is None]
+    if members and study.in_session:
+        evaluate = job.evaluators.open("holdout", job.threads, run.dense("holdout"))
+        for member in members:
+            if study.in_session:
+                study.set_holdout(member.trial, evaluate(member.policy))
 
 
 def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator) -> None:

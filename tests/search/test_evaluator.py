@@ -1,0 +1,121 @@
+"""Figures of a policy are those of the pruned model on the split's images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from search.evaluator import ModelEvaluator, ModelEvaluators
+from search.measurement import Objective
+from search.synthetic import SyntheticEvaluator, best_top1
+from ssmprune import Policy, create_model
+from ssmprune.data import open_images
+from ssmprune.errors import CheckpointError, UsageError
+from ssmprune.measure.accuracy import evaluate
+from ssmprune.measure.flops import count_flops
+from ssmprune.policy import Scorer, Stage
+
+DENSE = Policy(model="vim_nano", stages=())
+PRUNED = Policy(
+    model="vim_nano",
+    stages=(Stage(layer=1, keep_ratio=0.5), Stage(layer=4, keep_ratio=0.7)),
+    scorer=Scorer(name="l1"),
+)
+LATENCY: tuple[Objective, ...] = ("top1", "flops", "latency_ms")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    safetensors.torch.save_file(create_model("vim_nano").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_evaluator(checkpoint: Path):
+    def make(*objectives: Objective, split: str = "search", dense=None) -> ModelEvaluator:
+        setting = ModelEvaluators("vim_nano", checkpoint, "digits", "cpu", objectives, 128)
+        return setting.open(split, torch.get_num_threads(), dense)
+
+    return make
+
+
+def test_measurement_is_that_of_the_pruned_model(make_evaluator, checkpoint: Path) -> None:
+    found = make_evaluator("top1", "flops")(PRUNED)
+    model = create_model("vim_nano", checkpoint=checkpoint, policy=PRUNED)
+    images = open_images("digits", "search", image_size=48, channels=1, batch_size=128)
+    accuracy = evaluate(model, images.loader)
+    count, dense = count_flops(model.config, PRUNED), count_flops(model.config)
+    assert (found.top1, found.top1_low, found.top1_high, found.images) == (
+        accuracy.top1,
+        accuracy.low,
+        accuracy.high,
+        len(images),
+    )
+    assert (found.flops, found.paper_flops) == (count.flops, count.paper_flops)
+    assert found.flops_ratio == count.flops / dense.flops
+    assert found.split == "search"
+    assert math.isnan(found.latency_ms)
+
+
+def test_evaluator_keeps_no_policy_from_one_call_to_the_next(make_evaluator) -> None:
+    evaluator = make_evaluator("top1", "flops")
+    fresh = evaluator(DENSE)
+    evaluator(PRUNED)
+    again = evaluator(DENSE)
+    assert (again.top1, again.flops_ratio) == (fresh.top1, 1.0)
+
+
+def test_latency_is_the_dense_models_times_the_ratio(make_evaluator) -> None:
+    dense = make_evaluator(*LATENCY)(DENSE)
+    assert dense.latency_ratio == 1.0
+    assert dense.latency_ms > 0
+    found = make_evaluator(*LATENCY, dense=dense)(PRUNED)
+    assert found.latency_ms == pytest.approx(dense.latency_ms * found.latency_ratio)
+    assert found.latency_ratio_low <= found.latency_ratio <= found.latency_ratio_high
+
+
+def test_holdout_is_another_set_of_images(make_evaluator) -> None:
+    found = make_evaluator("top1", "flops", split="holdout")(DENSE)
+    assert (found.split, found.images) == ("holdout", 1456)
+
+
+def test_identity_tells_weights_and_data_apart(checkpoint: Path, tmp_path: Path) -> None:
+    def identity(path: Path, objectives: tuple[Objective, ...] = ("top1",), device: str = "cpu"):
+        return ModelEvaluators("vim_nano", path, "digits", device, objectives, 128).identity()
+
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(create_model("vim_nano").state_dict(), other)
+    assert identity(checkpoint) == identity(checkpoint)
+    assert identity(checkpoint)["checkpoint"] != identity(other)["checkpoint"]
+    assert set(identity(checkpoint)["data"]) == {"search", "holdout"}
+
+
+def test_identity_refuses_what_is_no_checkpoint_or_no_data(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(CheckpointError):
+        ModelEvaluators("vim_nano", broken, "digits", "cpu", ("top1",), 128).identity()
+    with pytest.raises(UsageError, match="digits"):
+        ModelEvaluators("vim_nano", checkpoint, "digitz", "cpu", ("top1",), 128).identity()
+
+
+def test_synthetic_problem_is_best_with_equal_ratios_at_every_layer() -> None:
+    evaluator = SyntheticEvaluator("vim_nano", "search")
+    equal = Policy(
+        model="vim_nano",
+        stages=tuple(Stage(layer=n, keep_ratio=0.8) for n in range(7)),
+        scorer=Scorer(name="l1"),
+    )
+    found = evaluator(equal)
+    assert found.top1 == best_top1(found.flops_ratio)
+    assert evaluator(PRUNED).top1 < best_top1(evaluator(PRUNED).flops_ratio)
+    assert evaluator(DENSE).top1 == 100.0

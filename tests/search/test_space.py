@@ -1,0 +1,260 @@
+"""Any trial of any space gives a valid policy, and a faulty file is told in full."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FixedTrial
+
+from search.measurement import Measurement
+from search.space import SearchSpace
+from search.synthetic import SyntheticEvaluator
+from ssmprune import Policy
+from ssmprune.errors import SpaceError
+from ssmprune.models.zoo import find_config, model_names
+from ssmprune.policy import Alignment, Scorer, Stage, scorer_names
+
+SHIPPED = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
+MINIMAL = {
+    "schema": "ssmprune.space/1",
+    "model": "vim_nano",
+    "ratios": {"per": "layer", "layers": [0, 2, 4], "low": 0.5, "step": 0.1},
+}
+
+
+def space(**changes: Any) -> SearchSpace:
+    return SearchSpace.from_yaml(yaml.safe_dump({**MINIMAL, **changes}))
+
+
+def ratios(**changes: Any) -> dict[str, Any]:
+    return {**MINIMAL["ratios"], **changes}
+
+
+def subsets(values: list[Any]) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True)
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> SearchSpace:
+    model = draw(st.sampled_from(model_names()))
+    depth = find_config(model).depth
+    step = draw(st.sampled_from([0.05, 0.1, 0.125]))
+    steps = draw(st.integers(1, 6))
+    high = draw(st.sampled_from([1.0, 0.9]))
+    where = {
+        "per": draw(st.sampled_from(["layer", "stage"])),
+        "layers": sorted(draw(st.sets(st.integers(0, depth - 1), min_size=1, max_size=6))),
+        "low": round(high - steps * step, 9),
+        "high": high,
+        "step": step,
+    }
+    if where["per"] == "stage":
+        where["stages"] = draw(st.integers(1, 4))
+    return space(
+        model=model,
+        ratios=where,
+        scorer=draw(subsets(sorted(scorer_names))),
+        alignment={
+            "decay": draw(subsets(["none", "zero_input", "neighbor"])),
+            "strength": draw(subsets([0.25, 0.5, 1.0])),
+            "conv": draw(subsets(["compact", "position"])),
+        },
+    )
+
+
+def any_value(draw: st.DrawFn, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return draw(st.sampled_from(distribution.choices))
+    steps = round((distribution.high - distribution.low) / distribution.step)
+    value = distribution.low + draw(st.integers(0, steps)) * distribution.step
+    return min(value, distribution.high)
+
+
+@st.composite
+def proposals(draw: st.DrawFn) -> tuple[SearchSpace, FixedTrial]:
+    chosen = draw(spaces())
+    params = {name: any_value(draw, d) for name, d in chosen.distributions().items()}
+    return chosen, FixedTrial(params)
+
+
+@given(proposals())
+def test_suggest_gives_a_valid_policy_for_any_trial(proposal: tuple[SearchSpace, FixedTrial]):
+    chosen, trial = proposal
+    policy = chosen.suggest(trial)
+    assert Policy.from_yaml(policy.to_yaml()) == policy
+    assert policy.model == chosen.model
+    assert {stage.layer for stage in policy.stages} <= set(chosen.ratios.layers)
+
+
+@given(proposals())
+def test_params_lead_back_to_the_same_policy(proposal: tuple[SearchSpace, FixedTrial]):
+    chosen, trial = proposal
+    policy = chosen.suggest(trial)
+    if chosen.ratios.high < 1 and len(policy.stages) < len(chosen.ratios.layers):
+        return  # a stage removed nothing: the policy has fewer stages than every trial has
+    params = chosen.params(policy)
+    assert params.keys() == chosen.distributions().keys()
+    assert chosen.suggest(FixedTrial(params)) == policy
+
+
+@given(proposals())
+def test_suggest_leaves_out_what_changes_nothing(proposal: tuple[SearchSpace, FixedTrial]):
+    chosen, trial = proposal
+    policy = chosen.suggest(trial)
+    counts = (chosen.config.num_patches, *policy.keep_counts(chosen.config.num_patches))
+    assert all(after < before for before, after in pairwise(counts))
+    if policy.alignment.decay == "none":
+        assert policy.alignment.strength == 1.0
+    if not policy.stages:
+        assert policy.alignment == Alignment()
+
+
+def test_suggest_asks_for_nothing_where_a_list_has_one_value():
+    names = space(scorer=["l1"]).distributions()
+    assert sorted(names) == ["keep_ratio_0", "keep_ratio_2", "keep_ratio_4"]
+
+
+def test_two_stages_on_one_layer_are_one_stage_with_the_lower_ratio():
+    chosen = space(ratios=ratios(per="stage", stages=2))
+    trial = FixedTrial(
+        {
+            "stage_0_layer_index": 1,
+            "stage_0_keep_ratio": 0.9,
+            "stage_1_layer_index": 1,
+            "stage_1_keep_ratio": 0.6,
+        }
+    )
+    assert chosen.suggest(trial).stages == (Stage(layer=2, keep_ratio=0.6),)
+
+
+@pytest.mark.parametrize(
+    ("stages", "scorer", "rule"),
+    [
+        ([(1, 0.8)], "clipped_sum", "layer must be one of"),
+        ([(2, 0.85)], "clipped_sum", "keep_ratio must be one of"),
+        ([(2, 0.8)], "l2", "scorer must be one of"),
+    ],
+)
+def test_params_refuse_a_policy_outside_the_space(
+    stages: list[tuple[int, float]], scorer: str, rule: str
+):
+    policy = Policy(
+        model="vim_nano",
+        stages=tuple(Stage(layer=n, keep_ratio=r) for n, r in stages),
+        scorer=Scorer(name=scorer),
+    )
+    with pytest.raises(SpaceError, match=rule):
+        space().params(policy)
+
+
+def test_infeasible_names_rule_and_value():
+    chosen = space(limits={"flops_ratio": {"min": 0.6, "max": 0.9}})
+    dense = Policy(model="vim_nano", stages=())
+    assert chosen.infeasible(dense) == "flops_ratio must be in [0.6, 0.9], got 1.000"
+    pruned = Policy(model="vim_nano", stages=(Stage(layer=2, keep_ratio=0.7),))
+    assert chosen.infeasible(pruned) is None
+    assert 0.6 < chosen.flops_ratio(pruned) < 0.9
+
+
+def test_admits_holds_a_measurement_against_the_accuracy_limit():
+    measured: Measurement = SyntheticEvaluator("vim_nano", "search")(
+        Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
+    )
+    assert space().admits(measured)
+    assert not space(limits={"top1": {"min": measured.top1 + 1}}).admits(measured)
+
+
+def test_known_schedules_begin_with_three_equal_stages():
+    chosen = space(ratios=ratios(layers=[1, 3, 5]))
+    names = [name for name, _ in chosen.known_schedules()]
+    assert names == ["uniform@0.9", "uniform@0.8", "uniform@0.7", "uniform@0.6"]
+    _, policy = chosen.known_schedules()[1]
+    assert [(s.layer, s.keep_ratio) for s in policy.stages] == [(1, 0.8), (3, 0.8), (5, 0.8)]
+
+
+def test_known_schedules_hold_the_files_own_and_only_feasible_ones():
+    chosen = space(
+        scorer=["l1", "l2"],
+        limits={"flops_ratio": {"min": 0.5, "max": 1.0}},
+        schedules=[
+            {"name": "equal", "layers": [0, 2], "keep_ratio": [0.9, 0.5], "scorer": "l2"},
+            {"name": "own", "stages": [{"layer": 4, "keep_ratio": 0.6}]},
+        ],
+    )
+    found = dict(chosen.known_schedules())
+    assert list(found) == ["equal@0.9", "own"]
+    assert found["equal@0.9"].scorer.name == "l2"
+    assert found["own"].scorer.name == "l1"
+    for policy in found.values():
+        assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
+    chosen = SearchSpace.load(path)
+    assert chosen.model == path.stem
+    assert len(chosen.known_schedules()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"model": "vim_nono"}, ["unknown model 'vim_nono'", "did you mean vim_nano"]),
+        ({"objectivs": ["top1"]}, ["unknown key 'objectivs'", "did you mean 'objectives'?"]),
+        ({"scorer": ["l3"]}, ["unknown scorer 'l3' at scorer[0]", "did you mean l2"]),
+        ({"scorer": "l1"}, ["scorer must be", "got 'l1'"]),
+        ({"scorer": ["l1", "l1"]}, ["values must differ, got 'l1' twice"]),
+        ({"scorer": []}, ["at least one value must stand in the list, got [] at scorer"]),
+        ({"ratios": ratios(low=1.2)}, ["low must be less than or equal to 1", "got 1.2"]),
+        ({"ratios": ratios(low=0.0)}, ["low must be greater than 0"]),
+        ({"ratios": ratios(low="half")}, ["low must be a valid number, got 'half'"]),
+        ({"ratios": ratios(low=1.0)}, ["low must be below high, got 1.0 and 1.0"]),
+        ({"ratios": ratios(step=0.3)}, ["whole number of steps", "steps of 0.3"]),
+        ({"ratios": ratios(layers=[0, 8])}, ["layer must be below 8", "got 8", "layers[1]"]),
+        ({"ratios": ratios(layers=[2, 2])}, ["layers must be at least one and ascend, got [2, 2]"]),
+        ({"ratios": ratios(layers=[4, 2])}, ["ascend, got [4, 2]", "list each once, sorted"]),
+        ({"ratios": ratios(per="stage")}, ["stages must be given with `per: stage`"]),
+        ({"ratios": ratios(stages=2)}, ["stages must be given with `per: stage`"]),
+        ({"alignment": {"decay": ["zero"]}}, ["must be 'none', 'zero_input' or 'neighbor'"]),
+        ({"limits": {"flops_ratio": {"min": 0.9, "max": 0.5}}}, ["min must be below max"]),
+        (
+            {"schedules": [{"name": "a", "layers": [1], "keep_ratio": [0.8]}]},
+            ["layer must be one of ratios.layers, got 1", "schedules[0]"],
+        ),
+        (
+            {"schedules": [{"name": "a", "layers": [2]}]},
+            ["either stages, or layers and keep_ratio"],
+        ),
+        (
+            {"model": "vim_nono", "ratios": ratios(low=2.0), "colour": 1},
+            ["'vim_nono'", "got 2.0", "'colour'"],
+        ),
+    ],
+)
+def test_faults_of_a_space_file_are_all_told(changes: dict[str, Any], messages: list[str]):
+    with pytest.raises(SpaceError) as fault:
+        space(**changes)
+    for message in messages:
+        assert message in str(fault.value)
+
+
+def test_fault_names_file_and_line(tmp_path: Path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "scorer": ["l3"]}, sort_keys=False))
+    with pytest.raises(SpaceError, match=r"space\.yaml, line \d+"):
+        SearchSpace.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["schema: [", "- a list", "", "model: !!python/object/apply:os.getcwd []"]
+)
+def test_what_is_no_yaml_mapping_is_refused(text: str):
+    with pytest.raises(SpaceError):
+        SearchSpace.from_yaml(text)

@@ -1,0 +1,343 @@
+"""A study hands out each candidate once, forgets none and takes each result once."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search.front import pruning_key
+from search.rundir import RunDirectory
+from search.samplers import SAMPLERS, make_sampler
+from search.space import SearchSpace
+from search.study import Counts, Owner, Study, Suggestion, candidates
+from search.synthetic import SyntheticEvaluator
+from ssmprune.errors import RunError, UsageError
+
+SPACE: dict[str, Any] = {
+    "schema": "ssmprune.space/1",
+    "model": "vim_nano",
+    "ratios": {"per": "layer", "layers": [1, 3, 5], "low": 0.5, "step": 0.05},
+    "scorer": ["l1", "l2"],
+}
+SCHEDULES = 4  # three equal stages with 0.9, 0.8, 0.7, 0.6
+
+evaluate = SyntheticEvaluator("vim_nano", "search")
+
+MakeRun = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    def make(name: str = "run", sampler: str = "nsga2", seed: int = 0, **changes: Any):
+        run = RunDirectory(tmp_path / name)
+        run.freeze_space(yaml.safe_dump({**SPACE, **changes}))
+        Study.create(run.journal_path, run.space)
+        run.write_info({"call": {"sampler": sampler, "seed": seed}})
+        return run
+
+    return make
+
+
+def worker(run: RunDirectory, number: int = 0, process: str = "p", session: str = "s") -> Study:
+    return Study(run, Owner(session, number, process))
+
+
+def begin(run: RunDirectory, session: str = "s") -> Study:
+    driver = Study(run)
+    driver.begin_session(session)
+    return driver
+
+
+def run_to(study: Study, trials: int) -> list[Suggestion]:
+    done = []
+    while (suggestion := study.ask(trials)) is not None:
+        study.tell(suggestion.trial, evaluate(suggestion.policy))
+        done.append(suggestion)
+    return done
+
+
+def keys(done: list[Suggestion]) -> list[Any]:
+    return [pruning_key(suggestion.policy) for suggestion in done]
+
+
+def test_ask_gives_the_known_schedules_first(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    done = run_to(worker(run), SCHEDULES)
+    known = [policy for _, policy in SearchSpace.load(run.space_path).known_schedules()]
+    assert [suggestion.policy for suggestion in done] == known
+    assert [c.source for c in candidates(run.path)] == [
+        "schedule:uniform@0.9",
+        "schedule:uniform@0.8",
+        "schedule:uniform@0.7",
+        "schedule:uniform@0.6",
+    ]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_ask_goes_on_with_the_sampler_until_enough_are_finished(
+    make_run: MakeRun, sampler: str
+) -> None:
+    run = make_run(sampler=sampler)
+    driver = begin(run)
+    done = run_to(worker(run), 11)
+    assert len(done) == 11
+    assert driver.counts().evaluated == 11
+    assert Counter(c.source for c in driver.candidates())[sampler] == 11 - SCHEDULES
+
+
+def test_unknown_sampler_is_refused_with_near_names() -> None:
+    with pytest.raises(UsageError, match=r"unknown sampler 'nsga3'; did you mean nsga2"):
+        make_sampler("nsga3", 0, 0, {})
+
+
+def test_ask_never_gives_equal_candidates(make_run: MakeRun) -> None:
+    run = make_run(
+        scorer=["l1"], ratios={"per": "layer", "layers": [1, 3], "low": 0.8, "step": 0.1}
+    )
+    driver = begin(run)
+    done = run_to(worker(run), 1000)
+    assert len(keys(done)) == len(set(keys(done))) == 9  # the whole space, then it ends
+    assert driver.counts().duplicate > 0
+
+
+def test_duplicate_of_a_finished_candidate_is_answered_from_the_record(make_run: MakeRun) -> None:
+    run = make_run(
+        schedules=[
+            {"name": "once", "layers": [1], "keep_ratio": [0.5]},
+            {"name": "again", "stages": [{"layer": 1, "keep_ratio": 0.5}]},
+        ]
+    )
+    driver = begin(run)
+    done = run_to(worker(run), SCHEDULES + 2)
+    assert driver.counts() == Counts(evaluated=SCHEDULES + 2, duplicate=1)
+    assert len(set(keys(done))) == SCHEDULES + 2
+
+
+def test_ask_passes_over_infeasible_proposals(make_run: MakeRun) -> None:
+    run = make_run(sampler="random", limits={"flops_ratio": {"min": 0.6, "max": 0.7}})
+    driver = begin(run)
+    run_to(worker(run), 20)
+    assert driver.counts().infeasible > 0
+    assert all(0.6 <= c.search.flops_ratio <= 0.7 for c in driver.candidates())
+
+
+def test_ask_ends_where_nothing_is_feasible(make_run: MakeRun) -> None:
+    run = make_run(limits={"flops_ratio": {"min": 0.0, "max": 0.01}})
+    driver = begin(run)
+    assert worker(run).ask(10) is None
+    assert driver.counts().finished == 0
+
+
+def test_ask_hands_out_no_more_than_are_wanted(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    first, second = worker(run, 0), worker(run, 1)
+    open_trials = [first.ask(3), second.ask(3), first.ask(3)]
+    assert all(open_trials)
+    assert second.ask(3) is None
+    assert len({s.trial for s in open_trials if s}) == 3
+
+
+def test_ask_gives_nothing_to_workers_of_another_session(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run, "old")
+    old = worker(run, session="old")
+    assert old.ask(10) is not None
+    driver = begin(run, "new")
+    assert old.ask(10) is None
+    assert worker(run, session="new").ask(10) is not None
+    driver.end_session()
+    assert worker(run, session="new").ask(10) is None
+
+
+def test_same_seed_gives_the_same_candidates(make_run: MakeRun) -> None:
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run = make_run(name, seed=seed)
+        begin(run)
+        found.append(keys(run_to(worker(run), 40)))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "qmc"])
+def test_resumed_search_goes_on_as_if_it_had_not_ended(make_run: MakeRun, sampler: str) -> None:
+    whole, parts = make_run("whole", sampler), make_run("parts", sampler)
+    begin(whole)
+    expected = keys(run_to(worker(whole), 40))
+    found = []
+    for session, trials in (("a", 17), ("b", 40)):
+        begin(parts, session)
+        found += keys(run_to(worker(parts, session=session), trials))
+    assert found == expected
+
+
+def test_tell_counts_a_candidate_once(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    study = worker(run)
+    suggestion = study.ask(1)
+    assert suggestion is not None
+    measurement = evaluate(suggestion.policy)
+    assert study.tell(suggestion.trial, measurement)
+    assert not study.tell(suggestion.trial, replace(measurement, top1=1.0))
+    assert not study.fail(suggestion.trial, "too late")
+    assert [c.search for c in driver.candidates()] == [measurement]
+
+
+def test_figure_that_is_not_finite_is_a_failure_with_its_reason(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    study = worker(run)
+    suggestion = study.ask(5)
+    assert suggestion is not None
+    study.tell(suggestion.trial, replace(evaluate(suggestion.policy), top1=math.nan))
+    assert driver.failures() == [(suggestion.trial, "top1 must be finite, got nan")]
+    assert len(run_to(study, 5)) == 4
+    assert driver.counts() == Counts(evaluated=4, failed=1)
+
+
+def test_measurement_comes_back_as_it_was_told(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    study = worker(run)
+    suggestion = study.ask(1)
+    assert suggestion is not None
+    told = replace(evaluate(suggestion.policy), latency_ms=math.nan)
+    study.tell(suggestion.trial, told)
+    [found] = candidates(run.path)
+    assert math.isnan(found.search.latency_ms)
+    assert replace(found.search, latency_ms=0.0) == replace(told, latency_ms=0.0)
+    assert found.policy == suggestion.policy
+
+
+def test_candidates_leave_out_those_below_the_accuracy_limit(make_run: MakeRun) -> None:
+    run = make_run(limits={"top1": {"min": 80.0}})
+    driver = begin(run)
+    run_to(worker(run), 30)
+    found = candidates(run.path)
+    assert 0 < len(found) < driver.counts().evaluated
+    assert all(c.search.top1 >= 80.0 for c in found)
+
+
+def test_candidate_of_a_dead_worker_is_queued_again_once(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    lost = worker(run, process="first").ask(1)
+    assert lost is not None
+    again = worker(run, process="second")
+    assert again.close_lost(lambda owner: owner.process == "first") == 1
+    assert driver.counts() == Counts(lost=1, waiting=SCHEDULES)
+    suggestions = run_to(again, SCHEDULES)
+    assert lost.policy in [suggestion.policy for suggestion in suggestions]
+    assert driver.counts() == Counts(evaluated=SCHEDULES, lost=1)
+    assert len(set(keys(suggestions))) == SCHEDULES
+
+
+def test_candidate_keeps_its_source_when_it_is_queued_again(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    run_to(worker(run), SCHEDULES)
+    assert worker(run, process="first").ask(SCHEDULES + 1) is not None
+    again = worker(run, process="second")
+    again.close_lost(lambda owner: owner.process == "first")
+    run_to(again, SCHEDULES + 1)
+    assert candidates(run.path)[-1].source == "nsga2"
+
+
+def test_live_workers_keep_their_candidates(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    suggestion = worker(run, 0).ask(1)
+    assert suggestion is not None
+    other = worker(run, 1)
+    assert other.close_lost(lambda owner: owner.worker == 1) == 0
+    assert driver.counts().running == 1
+
+
+def test_late_result_of_a_worker_taken_for_dead_does_not_count(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    slow = worker(run, process="slow")
+    suggestion = slow.ask(1)
+    assert suggestion is not None
+    driver.close_lost(lambda owner: True)
+    assert not slow.tell(suggestion.trial, evaluate(suggestion.policy))
+    assert driver.counts().evaluated == 0
+    assert [s.policy for s in run_to(worker(run), 4)].count(suggestion.policy) == 1
+
+
+def test_candidate_that_kills_its_workers_fails_with_its_reason(make_run: MakeRun) -> None:
+    run = make_run(scorer=["l1"], ratios={"per": "layer", "layers": [1], "low": 0.9, "step": 0.1})
+    driver = begin(run)
+    policies = []
+    for process in ("first", "second"):
+        suggestion = worker(run, process=process).ask(1)
+        assert suggestion is not None
+        policies.append(suggestion.policy)
+        driver.close_lost(lambda owner: True)
+    assert policies[0] == policies[1]
+    assert driver.counts() == Counts(failed=1, lost=1)
+    assert driver.failures()[0][1] == "its worker died in 2 evaluations"
+    assert worker(run).ask(2).policy != policies[0]  # type: ignore[union-attr]
+
+
+def test_begin_session_queues_what_a_dead_driver_left(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run, "old")
+    for number in range(2):
+        assert worker(run, number, session="old").ask(10) is not None
+    assert Study(run).begin_session("new") == 2
+    done = run_to(worker(run, session="new"), 10)
+    assert len(done) == len(set(keys(done))) == 10
+    assert Study(run).counts() == Counts(evaluated=10, lost=2, duplicate=0)
+
+
+def test_worker_that_died_while_it_asked_loses_no_schedule(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    driver = begin(run)
+    study = worker(run)
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(SearchSpace, "infeasible", die)
+        study.ask(SCHEDULES)
+    driver.close_lost(lambda owner: False)
+    done = run_to(worker(run), SCHEDULES)
+    assert len(set(keys(done))) == SCHEDULES
+    assert driver.counts() == Counts(evaluated=SCHEDULES, lost=1)
+
+
+def test_holdout_figures_are_kept_with_their_candidate(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    run_to(worker(run), 3)
+    figures = replace(evaluate(driver.candidates()[1].policy), split="holdout")
+    driver.set_holdout(driver.candidates()[1].trial, figures)
+    assert [c.holdout for c in candidates(run.path)] == [None, figures, None]
+
+
+def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no directory"):
+        candidates(tmp_path / "none")
+    with pytest.raises(RunError, match=r"no space\.yaml and no run\.json and no study\.journal"):
+        candidates(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n{}\n", "{}\n{}\n"])
+def test_journal_that_holds_no_study_is_refused(make_run: MakeRun, text: str) -> None:
+    run = make_run()
+    run.journal_path.write_text(text)
+    with pytest.raises(RunError, match=r"study\.journal"):
+        candidates(run.path)

@@ -1,0 +1,138 @@
+"""The loop of one worker, without Ray."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from search import worker
+from search.front import front
+from search.measurement import Measurement
+from search.rundir import RunDirectory
+from search.study import Counts, Study, candidates
+from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
+from search.worker import Job, work
+from ssmprune import Policy
+
+SPACE = """
+schema: ssmprune.space/1
+model: vim_nano
+ratios: {per: layer, layers: [1, 3, 5], low: 0.5, step: 0.05}
+scorer: [l1, l2]
+"""
+
+
+class Evaluators(SyntheticEvaluators):
+    """Measure by `evaluate` in place of the formula."""
+
+    def __init__(self, evaluate: Callable[[Policy], Measurement]):
+        super().__init__("vim_nano")
+        object.__setattr__(self, "evaluate", evaluate)
+
+    def open(self, split, threads, dense=None):
+        return self.evaluate  # type: ignore[attr-defined]
+
+
+free = SyntheticEvaluator("vim_nano", "search")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path / "run")
+    run.freeze_space(SPACE)
+    Study.create(run.journal_path, run.space)
+    dense = free(Policy(model="vim_nano", stages=())).to_dict()
+    run.write_info(
+        {
+            "call": {"sampler": "nsga2", "seed": 0, "data": "synthetic"},
+            "dense": {"search": dense, "holdout": dense},
+        }
+    )
+    Study(run).begin_session("s")
+    return run
+
+
+def job(run: RunDirectory, evaluate: Callable[[Policy], Measurement] = free) -> Job:
+    return Job(run.path, "s", 12, Evaluators(evaluate), workers=2, threads=1)
+
+
+def test_work_ends_when_enough_are_finished(run: RunDirectory) -> None:
+    reports: list[dict[str, int]] = []
+    work(job(run), 0, reports.append)
+    assert Study(run).counts().finished == 12
+    assert reports == [{"told": 12}]
+
+
+def test_work_reports_at_intervals(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.0)
+    reports: list[dict[str, int]] = []
+    work(job(run), 0, reports.append)
+    assert [r["told"] for r in reports] == [*range(1, 13), 12]
+
+
+def test_failing_evaluation_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
+    def evaluate(policy: Policy) -> Measurement:
+        if policy.scorer.name == "l2":
+            raise ValueError("no l2 today")
+        return free(policy)
+
+    work(job(run, evaluate), 0, lambda _: None)
+    counts = Study(run).counts()
+    assert counts.finished == 12
+    assert counts.failed > 0
+    assert {reason for _, reason in Study(run).failures()} == {"ValueError: no l2 today"}
+
+
+def test_nan_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
+    def evaluate(policy: Policy) -> Measurement:
+        return replace(free(policy), top1=math.nan if policy.stages[0].layer == 1 else 50.0)
+
+    work(job(run, evaluate), 0, lambda _: None)
+    counts = Study(run).counts()
+    assert (counts.finished, counts.failed > 0) == (12, True)
+
+
+def test_restarted_worker_does_what_it_left_open(run: RunDirectory) -> None:
+    def die(policy: Policy) -> Measurement:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        work(job(run, die), 0, lambda _: None)
+    assert Study(run).counts().running == 1
+    work(job(run), 0, lambda _: None)
+    assert Study(run).counts() == replace(Counts(evaluated=12, lost=1), **_proposals(run))
+
+
+def test_worker_leaves_alone_what_another_one_evaluates(run: RunDirectory) -> None:
+    def die(policy: Policy) -> Measurement:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        work(job(run, die), 0, lambda _: None)
+    other = threading.Thread(target=work, args=(job(run), 1, lambda _: None))
+    other.start()
+    while (counts := Study(run).counts()).evaluated < 11:
+        assert other.is_alive()
+    assert counts.running == 1  # the other one waits for it, and takes it once it is lost
+    Study(run).close_lost(lambda owner: owner.worker == 0)
+    other.join()
+    assert Study(run).counts().evaluated == 12
+
+
+def test_workers_share_the_front_for_the_holdout(run: RunDirectory) -> None:
+    work(job(run), 0, lambda _: None)
+    members = front(candidates(run.path), ("top1", "flops"))
+    assert [m.holdout is not None for m in members] == [n % 2 == 0 for n in range(len(members))]
+    work(job(run), 1, lambda _: None)
+    members = front(candidates(run.path), ("top1", "flops"))
+    assert all(m.holdout is not None for m in members)
+
+
+def _proposals(run: RunDirectory) -> dict[str, int]:
+    counts = Study(run).counts()
+    return {"duplicate": counts.duplicate, "infeasible": counts.infeasible}
