@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ssmprune.errors import RunError
@@ -137,7 +137,7 @@ class TrainDirectory:
     def write_model(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Write `model.safetensors`: the weights, and what they are, in its header."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        _replace(self.model_path, lambda path: save_file(tensors, path, metadata))
+        _replace(self.model_path, lambda path: path.write_bytes(save(tensors, metadata)))
 
     def read_log(self, until: int) -> list[dict[str, Any]]:
         """The rows of `log.csv` up to and with step `until`."""

@@ -6,6 +6,9 @@ import math
 import platform
 import re
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +36,7 @@ LOG_EVERY = 50
 
 _BETAS = (0.9, 0.98)
 _FINAL_LR = 0.02
+_MAX_SHARDS = 4
 _UNDECAYED = re.compile(r"(_log|pos_embed|cls_token)$")
 _PACKAGES = ("ssmprune", "torch", "timm", "numpy", "numba", "scikit-learn")
 
@@ -125,12 +129,13 @@ def train(
                 | {"python": platform.python_version()},
             }
             directory.write_record(record)
-            trainer = Trainer(network, settings)
-            wall_s = _fit(trainer, stream, search, directory, _labels(record), progress)
-            final = {
-                split.split: asdict(evaluate(network, split.loader, amp=settings.amp))
-                for split in (search, holdout)
-            }
+            with _shards(torch.device(device)) as shards:
+                trainer = Trainer(network, settings, shards)
+                wall_s = _fit(trainer, stream, search, directory, _labels(record), progress)
+                final = {
+                    split.split: asdict(evaluate(network, split.loader, amp=settings.amp))
+                    for split in (search, holdout)
+                }
             record["result"] = {"wall_s": round(wall_s, 1), **final}
             directory.write_model(network.state_dict(), _labels(record))
             directory.write_record(record)
@@ -144,9 +149,10 @@ class Trainer:
     Args:
         model: On its device, with the policy applied if there is one.
         settings: Its `batch_size`, `curriculum`, `seed` and `checkpoint_every` concern the caller.
+        shards: Parts of a batch that are computed at the same time, each in a thread of its own.
     """
 
-    def __init__(self, model: Vim, settings: TrainSettings) -> None:
+    def __init__(self, model: Vim, settings: TrainSettings, shards: int = 1) -> None:
         self.model = model
         self.settings = settings
         self.device = next(model.parameters()).device
@@ -155,6 +161,9 @@ class Trainer:
             width, classes = model.config.embed_dim, model.config.num_classes
             modules["aux_head"] = nn.Linear(width, classes).to(self.device)
         self._modules = nn.ModuleDict(modules)
+        self._parameters = list(self._modules.parameters())
+        self._shards = shards
+        self._pool = ThreadPoolExecutor(shards, thread_name_prefix="ssmprune-train")
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self._modules, settings.weight_decay),
             lr=settings.lr,
@@ -185,19 +194,37 @@ class Trainer:
         labels_B = labels_B.to(self.device, non_blocking=True)
         self._modules.train()
         self._schedule.step_update(step)
+        aux_weight = self.settings.aux_weight * (1 - step / self.settings.steps)
+
+        def compute(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            return self._loss_and_gradients(images, labels, aux_weight, 1 / len(labels_B))
+
+        if self._shards == 1:
+            loss, *gradients = compute(images_BCHW, labels_B)
+        else:
+            split = torch.chunk(images_BCHW, self._shards), torch.chunk(labels_B, self._shards)
+            parts = zip(*self._pool.map(compute, *split), strict=True)
+            loss, *gradients = (torch.stack(shares).sum(0) for shares in parts)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(self._parameters, self.settings.clip)
+        self._optimizer.step()
+        return loss
+
+    def _loss_and_gradients(
+        self, images: Tensor, labels: Tensor, aux_weight: float, image_weight: float
+    ) -> tuple[Tensor, ...]:
+        """The weighted sum of the images' cross entropies, and the gradient of each parameter."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
-            stream = self.model.forward_features(images_BCHW)
-            cross_entropy = F.cross_entropy(self.model.forward_head(stream), labels_B)
-            objective = cross_entropy
+            stream = self.model.forward_features(images)
+            logits = self.model.forward_head(stream)
+            loss = image_weight * F.cross_entropy(logits, labels, reduction="sum")
+            objective = loss
             if "aux_head" in self._modules:
                 logits = self._modules["aux_head"](stream.hidden.mean(1))
-                weight = self.settings.aux_weight * (1 - step / self.settings.steps)
-                objective = cross_entropy + weight * F.cross_entropy(logits, labels_B)
-        self._optimizer.zero_grad(set_to_none=True)
-        objective.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._modules.parameters(), self.settings.clip)
-        self._optimizer.step()
-        return cross_entropy.detach()
+                aux = F.cross_entropy(logits, labels, reduction="sum")
+                objective = loss + aux_weight * image_weight * aux
+        return loss.detach(), *torch.autograd.grad(objective, self._parameters)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""
@@ -267,6 +294,22 @@ def _fit(
                     {"step": done, "seconds": seconds, "trainer": trainer.state()}
                 )
     return time.perf_counter() - start
+
+
+@contextmanager
+def _shards(device: torch.device) -> Iterator[int]:
+    """How many shards to train in; divides torch's threads among them for the duration.
+
+    Small operators gain next to nothing from a second thread, and the waiting threads of two pools
+    would take the cores from each other. Beyond a few shards Python's lock is the limit.
+    """
+    threads = torch.get_num_threads()
+    shards = min(threads, _MAX_SHARDS) if device.type == "cpu" else 1
+    torch.set_num_threads(threads // shards)
+    try:
+        yield shards
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mean_loss(losses: list[Tensor], done: int, settings: TrainSettings) -> float:

@@ -186,6 +186,18 @@ def test_trainer_learns_a_batch_by_heart():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_shards_of_a_batch_compute_what_the_whole_does():
+    stream = open_stream("digits", image_size=48, channels=1, batch_size=5)
+    losses = []
+    for shards in (1, 2):
+        torch.manual_seed(0)
+        settings = TrainSettings(steps=3, warmup_steps=0, lr=1e-3)
+        trainer = Trainer(create_model("vim_nano"), settings, shards)
+        batches = enumerate(islice(stream.batches(), 3))
+        losses.append([trainer.step(step, *batch).item() for step, batch in batches])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_learning_rate_warms_up_and_falls_along_a_cosine():
     trainer = Trainer(
         create_model("vim_nano"), TrainSettings(steps=100, lr=1.0, warmup_steps=10, clip=1e-9)
