@@ -33,6 +33,7 @@ from ssmprune.scan.simd import (
     Static,
     add_to,
     dot,
+    each,
     exp2,
     first_lanes,
     inline,
@@ -43,6 +44,7 @@ from ssmprune.scan.simd import (
     load_numbers,
     load_table,
     load_vectors,
+    prefetch,
     sigmoid,
     softplus,
     splat,
@@ -53,7 +55,7 @@ from ssmprune.scan.simd import (
 from ssmprune.scan.workers import Partition, blocks_of, images_of, ordered_sum, share
 
 _LN_2 = 1 / LOG2_E
-_STATES_PER_PASS = 8
+_STATES_PER_PASS = LANES // 2  # `lane_sums` takes dB and dC of them at once
 
 
 class _Scan(NamedTuple):
@@ -66,7 +68,7 @@ class _Scan(NamedTuple):
     B: Rows
     C: Rows
     gap: Rows
-    A: int  # a float32 tensor of shape (E, N), contiguous
+    A: int
     A_stride: int
     D: int
     delta_bias: int
@@ -122,44 +124,63 @@ def _decay_step(scan, channels, b, t, step):
     return step + (channels.gap_step + step * scan.gap_scale) * _gap(scan, b, t)
 
 
+@inline
+def _prefetch_next(scan, b, t, offset):
+    """Ask for what the next 16 channels of a token need: too far apart for the CPU to foresee."""
+    prefetch(row_address(scan.u, b, t) + offset + VECTOR_BYTES)
+    prefetch(row_address(scan.delta, b, t) + offset + VECTOR_BYTES)
+
+
+@inline
+def _advance(state, A, B, decay_step, step_u):
+    return exp2(decay_step * A) * state + B * step_u
+
+
+# one token of 16 channels in the scratch memory of the forward pass
+_DECAY_STEP, _STEP_U, _D_U = (VECTOR_BYTES * i for i in range(3))
+_FORWARD_TOKEN_BYTES = 3 * VECTOR_BYTES
+
+
 @kernel
-def _forward(first, last, scan, y, states):
-    """Scan the pairs (image, 16 channels) with numbers from `first` to `last`."""
+def _forward(first, last, scan, y, tokens, states):
+    """Scan the pairs (image, 16 channels) with numbers from `first` to `last`.
+
+    `tokens` is the address of scratch memory for L tokens.
+    """
     blocks = (scan.width + LANES - 1) // LANES
     whole = first_lanes(LANES)
-    token_bytes = 3 * VECTOR_BYTES
-    prepared = np.empty(scan.length * token_bytes, np.uint8)
     for task in range(first, last):
         b, block = task // blocks, task % blocks
         channels = _channels(scan, block)
         offset, lanes = channels.offset, channels.lanes
 
         for t in range(scan.length):
+            token = tokens + t * _FORWARD_TOKEN_BYTES
             u = load(row_address(scan.u, b, t) + offset, lanes)
             step = load(row_address(scan.delta, b, t) + offset, lanes) + channels.delta_bias
             if scan.delta_softplus:
                 step = softplus(step)
-            token = prepared.ctypes.data + t * token_bytes
-            store(token, _decay_step(scan, channels, b, t, step), whole)
-            store(token + VECTOR_BYTES, step * u, whole)
-            store(token + 2 * VECTOR_BYTES, channels.D * u, whole)
+            store(token + _DECAY_STEP, _decay_step(scan, channels, b, t, step), whole)
+            store(token + _STEP_U, step * u, whole)
+            store(token + _D_U, channels.D * u, whole)
 
         A = _decay_rates(scan, block, 0, lanes, states)
         state = zeros(states)
         for i in range(scan.length):
             t = scan.length - 1 - i if scan.reverse else i
-            token = prepared.ctypes.data + t * token_bytes
-            decay_step = load(token, whole)
-            step_u = load(token + VECTOR_BYTES, whole)
-            D_u = load(token + 2 * VECTOR_BYTES, whole)
+            token = tokens + t * _FORWARD_TOKEN_BYTES
+            _prefetch_next(scan, b, t, offset)
+            decay_step = load(token + _DECAY_STEP, whole)
+            step_u = load(token + _STEP_U, whole)
             B = load_numbers(row_address(scan.B, b, t), states)
             C = load_numbers(row_address(scan.C, b, t), states)
-            state = exp2(decay_step * A) * state + B * step_u
-            store(row_address(y, b, t) + offset, dot(C, state) + D_u, lanes)
+            state = each(_advance, (state, A, B, decay_step, step_u))
+            y_t = dot(C, state) + load(token + _D_U, whole)
+            store(row_address(y, b, t) + offset, y_t, lanes)
 
 
 class _Gradients(NamedTuple):
-    """What the backward kernel reads of dy and adds up.
+    """What the backward kernel reads of dy and where its results go.
 
     `dBC` is float32 of shape (segments, B, L, passes, 16), the last dimension dB of up to 8 states
     and then dC of the same ones; `dparameters` is float32 of shape (groups, blocks, N + 3, 16), a
@@ -173,21 +194,31 @@ class _Gradients(NamedTuple):
     dparameters: int
 
 
-# one token of 16 channels in the backward pass
-_DECAY_STEP, _STEP_U, _STEP, _SLOPE, _D_DECAY_STEP, _D_STEP_U = (VECTOR_BYTES * i for i in range(6))
+class _Pass(NamedTuple):
+    """Some states of 16 channels of an image."""
+
+    b: int
+    channels: object
+    first_state: int
+    A: object
+    tokens: int  # scratch memory for L tokens
+    history: int  # scratch memory for L + 1 states and L decays
+
+
+# one token of 16 channels in the scratch memory of the backward pass, from the third on
+_STEP, _SLOPE, _D_DECAY_STEP, _D_STEP_U = (VECTOR_BYTES * i for i in range(2, 6))
 _TOKEN_BYTES = 6 * VECTOR_BYTES
 
 
 @inline
-def _prepare_tokens(scan, channels, b, tokens, whole):
+def _prepare_tokens(scan, channels, b, tokens):
     """The steps of every token, the slope of softplus there, and zeros for their gradients."""
+    whole = first_lanes(LANES)
+    offset, lanes = channels.offset, channels.lanes
     for t in range(scan.length):
         token = tokens + t * _TOKEN_BYTES
-        u = load(row_address(scan.u, b, t) + channels.offset, channels.lanes)
-        step = (
-            load(row_address(scan.delta, b, t) + channels.offset, channels.lanes)
-            + channels.delta_bias
-        )
+        u = load(row_address(scan.u, b, t) + offset, lanes)
+        step = load(row_address(scan.delta, b, t) + offset, lanes) + channels.delta_bias
         slope = splat(1.0)
         if scan.delta_softplus:
             slope = sigmoid(step)
@@ -201,38 +232,42 @@ def _prepare_tokens(scan, channels, b, tokens, whole):
 
 
 @inline
-def _recompute_states(scan, b, first_state, A, tokens, history, whole, states):
-    """Fill `history`: the states before the i-th token of the walk, its decays, and so on."""
+def _recompute_states(scan, gradients, now, states):
+    """Fill the history: the states before the first token of the walk, its decays, and so on."""
+    whole = first_lanes(LANES)
     states_bytes = states.value * VECTOR_BYTES
     state = zeros(states)
-    store_vectors(history, state)
+    store_vectors(now.history, state)
     for i in range(scan.length):
         t = scan.length - 1 - i if scan.reverse else i
-        token = tokens + t * _TOKEN_BYTES
-        B = load_numbers(row_address(scan.B, b, t) + first_state * FLOAT_BYTES, states)
-        decay = exp2(load(token + _DECAY_STEP, whole) * A)
+        token = now.tokens + t * _TOKEN_BYTES
+        for rows in (gradients.dy, gradients.du, gradients.ddelta):
+            prefetch(row_address(rows, now.b, t) + now.channels.offset)
+        B = load_numbers(row_address(scan.B, now.b, t) + now.first_state * FLOAT_BYTES, states)
+        decay = exp2(load(token + _DECAY_STEP, whole) * now.A)
         state = decay * state + B * load(token + _STEP_U, whole)
-        store_vectors(history + (2 * i + 1) * states_bytes, decay)
-        store_vectors(history + (2 * i + 2) * states_bytes, state)
+        store_vectors(now.history + (2 * i + 1) * states_bytes, decay)
+        store_vectors(now.history + (2 * i + 2) * states_bytes, state)
 
 
 @inline
-def _walk_back(
-    scan, gradients, channels, b, first_state, A, tokens, history, dBC, dBC_stride, whole, states
-):
+def _walk_back(scan, gradients, now, dBC, dBC_stride, states):
     """Add the gradients of the steps and of B and C; returns that of A."""
+    whole = first_lanes(LANES)
+    offset, lanes = now.channels.offset, now.channels.lanes
     states_bytes = states.value * VECTOR_BYTES
     dA = zeros(states)
     carried = zeros(states)
     for i in range(scan.length - 1, -1, -1):
         t = scan.length - 1 - i if scan.reverse else i
-        token = tokens + t * _TOKEN_BYTES
-        state_before = load_vectors(history + 2 * i * states_bytes, states)
-        decay = load_vectors(history + (2 * i + 1) * states_bytes, states)
-        state = load_vectors(history + (2 * i + 2) * states_bytes, states)
-        B = load_numbers(row_address(scan.B, b, t) + first_state * FLOAT_BYTES, states)
-        C = load_numbers(row_address(scan.C, b, t) + first_state * FLOAT_BYTES, states)
-        dy = load(row_address(gradients.dy, b, t) + channels.offset, channels.lanes)
+        token = now.tokens + t * _TOKEN_BYTES
+        _prefetch_next(scan, now.b, t, offset)
+        state_before = load_vectors(now.history + 2 * i * states_bytes, states)
+        decay = load_vectors(now.history + (2 * i + 1) * states_bytes, states)
+        state = load_vectors(now.history + (2 * i + 2) * states_bytes, states)
+        B = load_numbers(row_address(scan.B, now.b, t) + now.first_state * FLOAT_BYTES, states)
+        C = load_numbers(row_address(scan.C, now.b, t) + now.first_state * FLOAT_BYTES, states)
+        dy = load(row_address(gradients.dy, now.b, t) + offset, lanes)
         dstate = C * dy + carried
         carried = dstate * decay
         flow = carried * state_before
@@ -240,26 +275,28 @@ def _walk_back(
         dB_dC = lane_sums(dstate * load(token + _STEP_U, whole), state * dy)
         add_to(dBC + t * dBC_stride, dB_dC, whole)
         add_to(token + _D_STEP_U, dot(dstate, B), whole)
-        add_to(token + _D_DECAY_STEP, dot(flow, A) * _LN_2, whole)
+        add_to(token + _D_DECAY_STEP, dot(flow, now.A) * _LN_2, whole)
     return dA
 
 
 @inline
-def _finish_tokens(scan, gradients, channels, b, tokens, whole):
+def _finish_tokens(scan, gradients, channels, b, tokens):
     """Write du and ddelta; returns the gradients of D, delta_bias and gap_step."""
+    whole = first_lanes(LANES)
+    offset, lanes = channels.offset, channels.lanes
     dD, ddelta_bias, dgap_step = splat(0.0), splat(0.0), splat(0.0)
     for t in range(scan.length):
         token = tokens + t * _TOKEN_BYTES
-        u = load(row_address(scan.u, b, t) + channels.offset, channels.lanes)
-        dy = load(row_address(gradients.dy, b, t) + channels.offset, channels.lanes)
+        u = load(row_address(scan.u, b, t) + offset, lanes)
+        dy = load(row_address(gradients.dy, b, t) + offset, lanes)
         gap = _gap(scan, b, t)
         dstep_u = load(token + _D_STEP_U, whole)
         ddecay_step = load(token + _D_DECAY_STEP, whole)
-        dstep = dstep_u * u + ddecay_step * np.float32(1.0 + gap * scan.gap_scale)
+        dstep = dstep_u * u + ddecay_step * (1.0 + gap * scan.gap_scale)
         ddelta = dstep * load(token + _SLOPE, whole)
         du = dstep_u * load(token + _STEP, whole) + channels.D * dy
-        store(row_address(gradients.du, b, t) + channels.offset, du, channels.lanes)
-        store(row_address(gradients.ddelta, b, t) + channels.offset, ddelta, channels.lanes)
+        store(row_address(gradients.du, b, t) + offset, du, lanes)
+        store(row_address(gradients.ddelta, b, t) + offset, ddelta, lanes)
         dD += dy * u
         ddelta_bias += ddelta
         dgap_step += ddecay_step * gap
@@ -267,55 +304,38 @@ def _finish_tokens(scan, gradients, channels, b, tokens, whole):
 
 
 @kernel
-def _backward(first, last, partition, scan, gradients, passes, states):
+def _backward(first, last, partition, scan, gradients, tokens, history, passes, states):
     """Gradients from the tasks of the partition with numbers from `first` to `last`.
 
-    `passes` times `states` states make N.
+    `passes` times `states` states make N; `tokens` and `history` are as in `_Pass`.
     """
     whole = first_lanes(LANES)
     states_bytes = states.value * VECTOR_BYTES
-    tokens_memory = np.empty(scan.length * _TOKEN_BYTES, np.uint8)
-    history_memory = np.empty((2 * scan.length + 1) * states_bytes, np.uint8)
-    tokens, history = tokens_memory.ctypes.data, history_memory.ctypes.data
     parameters_bytes = passes * states_bytes + 3 * VECTOR_BYTES
     dBC_stride = passes * VECTOR_BYTES
     for task in range(first, last):
         group, segment = task // partition.segments, task % partition.segments
-        for b in range(*images_of(partition, task)):
-            for block in range(*blocks_of(partition, task)):
+        first_image, last_image = images_of(partition, task)
+        first_block, last_block = blocks_of(partition, task)
+        for b in range(first_image, last_image):
+            dBC = gradients.dBC + (segment * partition.images + b) * scan.length * dBC_stride
+            for block in range(first_block, last_block):
                 channels = _channels(scan, block)
-                dBC = gradients.dBC + (segment * partition.images + b) * scan.length * dBC_stride
-                dparameters = (
-                    gradients.dparameters + (group * partition.blocks + block) * parameters_bytes
-                )
-                _prepare_tokens(scan, channels, b, tokens, whole)
+                _prepare_tokens(scan, channels, b, tokens)
+                row = gradients.dparameters
+                row += (group * partition.blocks + block) * parameters_bytes
                 for part in range(passes):
                     first_state = part * states.value
                     A = _decay_rates(scan, block, first_state, channels.lanes, states)
-                    _recompute_states(scan, b, first_state, A, tokens, history, whole, states)
-                    dA = _walk_back(
-                        scan,
-                        gradients,
-                        channels,
-                        b,
-                        first_state,
-                        A,
-                        tokens,
-                        history,
-                        dBC + part * VECTOR_BYTES,
-                        dBC_stride,
-                        whole,
-                        states,
-                    )
-                    dA_sum = dparameters + part * states_bytes
-                    store_vectors(dA_sum, load_vectors(dA_sum, states) + dA)
-                sums = dparameters + passes * states_bytes
-                dD, ddelta_bias, dgap_step = _finish_tokens(
-                    scan, gradients, channels, b, tokens, whole
-                )
-                add_to(sums, dD, whole)
-                add_to(sums + VECTOR_BYTES, ddelta_bias, whole)
-                add_to(sums + 2 * VECTOR_BYTES, dgap_step, whole)
+                    now = _Pass(b, channels, first_state, A, tokens, history)
+                    _recompute_states(scan, gradients, now, states)
+                    part_dBC = dBC + part * VECTOR_BYTES
+                    dA = _walk_back(scan, gradients, now, part_dBC, dBC_stride, states)
+                    store_vectors(row, load_vectors(row, states) + dA)
+                    row += states_bytes
+                for total in _finish_tokens(scan, gradients, channels, b, tokens):
+                    add_to(row, total, whole)
+                    row += VECTOR_BYTES
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -348,8 +368,13 @@ def scan_forward(
     scan = inputs.scan(gap_scale, delta_softplus, reverse)
     y_BLE = torch.empty(u_BLE.shape)
     y, states = Rows.of(y_BLE), Static(A_EN.shape[1])
-    blocks = -(-u_BLE.shape[2] // LANES)
-    share(lambda first, last: _forward(first, last, scan, y, states), u_BLE.shape[0] * blocks)
+
+    def work(first: int, last: int) -> None:
+        tokens = torch.empty(scan.length * _FORWARD_TOKEN_BYTES, dtype=torch.uint8)
+        _forward(first, last, scan, y, tokens.data_ptr(), states)
+
+    blocks = -(-scan.width // LANES)
+    share(work, u_BLE.shape[0] * blocks)
     return y_BLE
 
 
@@ -397,10 +422,14 @@ def scan_backward(
         dparameters.data_ptr(),
     )
     states = Static(part)
-    share(
-        lambda first, last: _backward(first, last, partition, scan, gradients, passes, states),
-        partition.tasks,
-    )
+
+    def work(first: int, last: int) -> None:
+        tokens = torch.empty(length * _TOKEN_BYTES, dtype=torch.uint8)
+        history = torch.empty((2 * length + 1) * part * VECTOR_BYTES, dtype=torch.uint8)
+        scratch = tokens.data_ptr(), history.data_ptr()
+        _backward(first, last, partition, scan, gradients, *scratch, passes, states)
+
+    share(work, partition.tasks)
     dBC = ordered_sum(dBC)  # (B, L, passes, 16)
     dB_BLN = copied(dBC[..., :part]).view(images, length, state_size)
     dC_BLN = copied(dBC[..., LANES // 2 : LANES // 2 + part]).view(images, length, state_size)

@@ -1,14 +1,16 @@
 """The causal depth-wise convolution with SiLU on the CPU in float32, forward and backward.
 
 Tap k reads the token k places away, and `positions` say how far two kept tokens are apart. As they
-ascend, the tokens that a token reads are its next neighbours up to the first one out of reach;
-without positions the distance to a neighbour is its offset, and nothing else changes.
+ascend, a token reads from its next K - 1 neighbours only, each with the weights of its distance;
+without positions the distance is the offset. One more row of weights holds zeros, for neighbours
+out of reach, so that the inner loops have no branches.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,18 +28,18 @@ from ssmprune.scan.simd import (
     load,
     load_integer,
     sigmoid,
+    splat,
     store,
 )
 from ssmprune.scan.workers import Partition, blocks_of, images_of, ordered_sum, share
-
-_OUT_OF_REACH = 1 << 62
 
 
 class _Conv(NamedTuple):
     """The inputs of a convolution.
 
-    `weight` is a float32 tensor of shape (K, E), row k the weights of the token k places away;
-    `positions` is an int64 tensor of shape (B, L), or address 0 for tokens side by side.
+    `weight` is a float32 tensor of shape (K + 1, E), row k the weights of the token k places away
+    and row K zeros; `positions` is an int64 tensor of shape (B, L), or at address 0 where the kept
+    tokens count as neighbours.
     """
 
     length: int
@@ -53,88 +55,84 @@ class _Conv(NamedTuple):
 
 
 @inline
-def _distance(conv, b, t, offset):
-    """The neighbour `offset` tokens away that token t may read, and its distance."""
-    other = t + offset if conv.reverse else t - offset
+def _find_tap(conv, b, t, tap, taps):
+    """The token that a tap reads and the row of its weights: K where that is out of reach."""
+    other = t + tap if conv.reverse else t - tap
     if other < 0 or other >= conv.length:
-        return t, _OUT_OF_REACH
-    if conv.positions.address == 0:
-        return other, offset
-    here = load_integer(row_address(conv.positions, b, t))
-    return other, abs(here - load_integer(row_address(conv.positions, b, other)))
+        return t, taps.value
+    distance = tap
+    if conv.positions.address != 0:
+        here = load_integer(row_address(conv.positions, b, t))
+        distance = abs(here - load_integer(row_address(conv.positions, b, other)))
+    return (other, distance) if distance < taps.value else (t, taps.value)
 
 
 @inline
-def _weights(conv, distance, channel):
-    return conv.weight + (distance * conv.width + channel) * FLOAT_BYTES
-
-
-@inline
-def _convolve(conv, b, t, channel, lanes, taps):
-    """The convolution at token t, before SiLU."""
-    offset = channel * FLOAT_BYTES
+def _convolve(conv, offset, lanes, taps, weight_rows, x_rows):
+    """The convolution of 16 channels before SiLU, given the addresses that each tap reads."""
     total = load(conv.bias + offset, lanes)
-    total += load(_weights(conv, 0, channel), lanes) * load(
-        row_address(conv.x, b, t) + offset, lanes
-    )
-    for i in range(1, taps.value):
-        other, distance = _distance(conv, b, t, i)
-        if distance >= taps.value:
-            break
-        x = load(row_address(conv.x, b, other) + offset, lanes)
-        total += load(_weights(conv, distance, channel), lanes) * x
+    for i in range(taps.value):
+        total += load(weight_rows[i] + offset, lanes) * load(x_rows[i] + offset, lanes)
     return total
 
 
 @kernel
 def _forward(first, last, partition, conv, y, taps):
     """SiLU of the convolution for the tasks of the partition from `first` to `last`."""
+    weight_rows, x_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
     for task in range(first, last):
+        first_block, last_block = blocks_of(partition, task)
         for b in range(*images_of(partition, task)):
             for t in range(conv.length):
-                for block in range(*blocks_of(partition, task)):
-                    channel = block * LANES
-                    lanes = first_lanes(conv.width - channel)
-                    total = _convolve(conv, b, t, channel, lanes, taps)
-                    address = row_address(y, b, t) + channel * FLOAT_BYTES
-                    store(address, total * sigmoid(total), lanes)
+                for i in range(taps.value):
+                    token, distance = _find_tap(conv, b, t, i, taps)
+                    weight_rows[i] = conv.weight + distance * conv.width * FLOAT_BYTES
+                    x_rows[i] = row_address(conv.x, b, token)
+                for block in range(first_block, last_block):
+                    offset = block * VECTOR_BYTES
+                    lanes = first_lanes(conv.width - block * LANES)
+                    total = _convolve(conv, offset, lanes, taps, weight_rows, x_rows)
+                    store(row_address(y, b, t) + offset, total * sigmoid(total), lanes)
 
 
 @kernel
 def _backward(first, last, partition, conv, dy, dx, dparameters, taps):
     """Gradients for the tasks of the partition from `first` to `last`.
 
-    `dparameters` is the address of float32 zeros of shape (groups, K + 1, 16 blocks): the gradients
-    of the weights by distance and of the bias. Tokens are taken in scan order, so that a token has
-    its own share of dx before later ones add theirs.
+    `dparameters` is the address of float32 zeros of shape (groups, K + 2, 16 blocks): the gradients
+    of the rows of `conv.weight`, then that of the bias. Tokens are taken in scan order: a token's
+    row of dx is begun before later ones add to it.
     """
+    weight_rows, x_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
+    dweight_rows, dx_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
     row_bytes = partition.blocks * VECTOR_BYTES
     for task in range(first, last):
-        sums = dparameters + task // partition.segments * (taps.value + 1) * row_bytes
+        dweight = dparameters + task // partition.segments * (taps.value + 2) * row_bytes
+        dbias = dweight + (taps.value + 1) * row_bytes
+        first_block, last_block = blocks_of(partition, task)
         for b in range(*images_of(partition, task)):
             for walked in range(conv.length):
                 t = conv.length - 1 - walked if conv.reverse else walked
-                for block in range(*blocks_of(partition, task)):
-                    channel = block * LANES
-                    offset = channel * FLOAT_BYTES
-                    lanes = first_lanes(conv.width - channel)
-                    total = _convolve(conv, b, t, channel, lanes, taps)
+                for i in range(taps.value):
+                    token, distance = _find_tap(conv, b, t, i, taps)
+                    weight_rows[i] = conv.weight + distance * conv.width * FLOAT_BYTES
+                    x_rows[i] = row_address(conv.x, b, token)
+                    dweight_rows[i] = dweight + distance * row_bytes
+                    dx_rows[i] = row_address(dx, b, token)
+                for block in range(first_block, last_block):
+                    offset = block * VECTOR_BYTES
+                    lanes = first_lanes(conv.width - block * LANES)
+                    total = _convolve(conv, offset, lanes, taps, weight_rows, x_rows)
                     gate = sigmoid(total)
                     slope = gate * (1.0 + total * (1.0 - gate))
                     dtotal = slope * load(row_address(dy, b, t) + offset, lanes)
-                    x = load(row_address(conv.x, b, t) + offset, lanes)
-                    add_to(sums + offset, dtotal * x, lanes)
-                    add_to(sums + taps.value * row_bytes + offset, dtotal, lanes)
-                    weight = load(_weights(conv, 0, channel), lanes)
-                    store(row_address(dx, b, t) + offset, dtotal * weight, lanes)
-                    for i in range(1, taps.value):
-                        other, distance = _distance(conv, b, t, i)
-                        if distance >= taps.value:
-                            break
-                        x = load(row_address(conv.x, b, other) + offset, lanes)
-                        add_to(sums + distance * row_bytes + offset, dtotal * x, lanes)
-                        weight = load(_weights(conv, distance, channel), lanes)
-                        add_to(row_address(dx, b, other) + offset, dtotal * weight, lanes)
+                    add_to(dbias + offset, dtotal, lanes)
+                    store(row_address(dx, b, t) + offset, splat(0.0), lanes)
+                    for i in range(taps.value):
+                        x = load(x_rows[i] + offset, lanes)
+                        weight = load(weight_rows[i] + offset, lanes)
+                        add_to(dweight_rows[i] + offset, dtotal * x, lanes)
+                        add_to(dx_rows[i] + offset, dtotal * weight, lanes)
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -178,10 +176,10 @@ def conv_backward(
     x_BLE, weight_KE, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
     conv = _conv(x_BLE, weight_KE, bias_E, positions_BL, reverse)
     dy_BLE = checked("dy", dy_BLE, tuple(x_BLE.shape))
-    taps, width = weight_KE.shape
+    width, taps = weight_EK.shape
     partition = Partition.of(x_BLE.shape[0], -(-width // LANES))
     dx_BLE = torch.empty(x_BLE.shape)
-    dparameters = torch.zeros(partition.groups, taps + 1, partition.blocks * LANES)
+    dparameters = torch.zeros(partition.groups, taps + 2, partition.blocks * LANES)
     dy, dx, sums, static_taps = (
         Rows.of(dy_BLE),
         Rows.of(dx_BLE),
@@ -193,16 +191,17 @@ def conv_backward(
         partition.tasks,
     )
     total = ordered_sum(dparameters)[:, :width]
-    return dx_BLE, copied(total[:taps].flip(0).t()), copied(total[taps])
+    return dx_BLE, copied(total[:taps].flip(0).t()), copied(total[taps + 1])
 
 
 def _checked(
     x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The inputs as the kernels read them: the weights by distance, positions as int64."""
+    """The inputs as the kernels read them: weights by distance, positions as int64."""
     x_BLE = checked("x", x_BLE, (None, None, None))
     images, length, width = x_BLE.shape
-    weight_KE = checked("weight", weight_EK, (width, None)).flip(1).t().contiguous()
+    weight_EK = checked("weight", weight_EK, (width, None))
+    weight_KE = torch.cat([weight_EK.flip(1).t(), weight_EK.new_zeros(1, width)])
     bias_E = checked("bias", bias_E, (width,))
     if positions_BL is not None:
         if positions_BL.dtype not in (torch.int32, torch.int64) or positions_BL.is_cuda:

@@ -45,8 +45,8 @@ FLOAT_BYTES = 4
 VECTOR_BYTES = LANES * FLOAT_BYTES
 
 # a kernel that is called from Python, and a part of one
-kernel: Any = numba.njit(cache=True, nogil=True, error_model="numpy")
-inline: Any = numba.njit(forceinline=True, error_model="numpy")
+kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+inline = numba.njit(forceinline=True, error_model="numpy")
 
 _FLOAT = ir.FloatType()
 _INT32 = ir.IntType(32)
@@ -221,11 +221,35 @@ for _operators, _emit in (
     ((operator.mul, operator.imul), lambda b, x, y: b.fmul(x, y, flags=("contract",))),
     (
         (operator.truediv, operator.itruediv),
-        lambda b, x, y: b.fdiv(x, y, flags=("arcp", "contract")),
+        lambda b, x, y: b.fdiv(x, y, flags=("arcp", "ninf", "contract")),
     ),
 ):
     for _operator in _operators:
         _define_operator(_operator, _emit)
+
+
+@_primitive
+def each(typingctx: Any, function: Any, operands: Any) -> Any:
+    """`function` of the n-th vectors of a tuple of operands, for one n after the other.
+
+    The same as an expression of `Vectors`, except that one vector is done before the next one is
+    begun. That takes fewer registers where a long expression meets many vectors.
+    """
+    result: Any = _result_type(*operands)
+    element_types = [Vector if isinstance(x, _VectorsType) else x for x in operands]
+    call = typingctx.resolve_function_type(function, element_types, {})
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        compiled = context.get_function(function, call)
+        columns = [
+            _unpack(context, builder, numba_type, value, result.count)
+            for numba_type, value in zip(
+                operands, cgutils.unpack_tuple(builder, arguments[1]), strict=True
+            )
+        ]
+        return _pack(builder, [compiled(builder, column) for column in zip(*columns, strict=True)])
+
+    return result(function, operands), lower
 
 
 # --- making and moving ---------------------------------------------------------------------------
@@ -281,6 +305,24 @@ def _masked_load(builder: ir.IRBuilder, pointer: ir.Value, mask: ir.Value) -> ir
     )
     alignment = ir.Constant(_INT32, FLOAT_BYTES)
     return builder.call(function, [pointer, alignment, mask, _constant(0.0)])
+
+
+@_primitive
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the memory at `address` ahead of its use; any address will do."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        pointer = _pointer(builder, arguments[0], ir.IntType(8))
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32]),
+            "llvm.prefetch.p0",
+        )
+        read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
+        builder.call(function, [pointer, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), lower
 
 
 @_primitive
@@ -470,6 +512,17 @@ def maximum(typingctx: Any, x: Any, y: Any) -> Any:
 
 
 @_primitive
+def minimum(typingctx: Any, x: Any, y: Any) -> Any:
+    """The smaller of two; NaN where `x` is NaN."""
+
+    def emit(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", x, y), y, x)
+
+    result: Any = _result_type(x, y)
+    return result(x, y), _lanewise(emit)
+
+
+@_primitive
 def absolute(typingctx: Any, x: Any) -> Any:
     """x without its sign."""
 
@@ -478,17 +531,6 @@ def absolute(typingctx: Any, x: Any) -> Any:
         return builder.bitcast(builder.and_(builder.bitcast(x, _INT32S), magnitude), _FLOATS)
 
     return x(x), _lanewise(emit)
-
-
-@_primitive
-def where_negative(typingctx: Any, x: Any, then: Any, otherwise: Any) -> Any:
-    """`then` in the lanes where x < 0, else `otherwise`."""
-
-    def emit(builder: ir.IRBuilder, x: Any, then: ir.Value, otherwise: ir.Value) -> ir.Value:
-        return builder.select(builder.fcmp_ordered("<", x, _constant(0.0)), then, otherwise)
-
-    result: Any = _result_type(x, then, otherwise)
-    return result(x, then, otherwise), _lanewise(emit)
 
 
 @_primitive
@@ -506,7 +548,7 @@ def _scale(typingctx: Any, x: Any, shifted: Any) -> Any:
 # 1.5 * 2**23: a float of this size has no fraction, so adding it rounds to the nearest integer
 # and leaves that integer in the low bits
 _ROUND = 12582912.0
-_LEAST_EXPONENT = -126.0
+_LEAST_EXPONENT, _GREATEST_EXPONENT = -126.0, 126.0
 LOG2_E = 1.4426950408889634
 # ln 2 in two parts; the first is short, so that its multiples by exponents are exact
 _LN_2_HIGH, _LN_2_LOW = 0.693359375, -2.12194440054690583e-4
@@ -558,5 +600,4 @@ def softplus(x):
 @inline
 def sigmoid(x):
     """1 / (1 + e**-x), which is also the slope of softplus."""
-    w = exp(absolute(x) * -1.0)
-    return where_negative(x, w, 1.0) / (w + 1.0)
+    return 1.0 / (1.0 + exp2(minimum(x * -LOG2_E, _GREATEST_EXPONENT)))
