@@ -6,11 +6,12 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -150,9 +151,10 @@ def search(
             _resume(run, frozen, identity, call, shown)
         else:
             run.refuse_existing()
-            _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
         with _ray(address, workers):
             pool = _pool(workers, device, gpus_per_worker)
+            if not resume:
+                _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
             _measure_dense(run, evaluators, pool, here=address is None)
             interrupted = _search(run, evaluators, pool, trials, shown)
         study = Study(run)
@@ -388,26 +390,36 @@ def _resume(
 
 @contextmanager
 def _ray(address: str | None, workers: int) -> Iterator[None]:
-    """Ray for the time of a search; one that runs in this process already is used and stays."""
-    if ray.is_initialized():
-        yield
-        return
+    """Ray for the time of a search; one that runs in this process already is used and stays.
+
+    What Ray says goes to standard error; standard output belongs to the caller. A dead worker is
+    no error of the search, so Tune's accounts of it are left out.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with redirect_stdout(sys.stderr):
+        if ray.is_initialized():
+            yield
+            return
+        _start_ray(address, workers)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         cpus = max(len(os.sched_getaffinity(0)), workers)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    else:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as fault:
-            raise UsageError(
-                f"--address must be that of a running Ray cluster, got {address!r}: "
-                f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
-            ) from None
+        return
     try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as fault:
+        raise UsageError(
+            f"--address must be that of a running Ray cluster, got {address!r}: "
+            f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
+        ) from None
 
 
 def _pool(workers: int, device: str, gpus_per_worker: float | None) -> _Pool:
@@ -417,15 +429,17 @@ def _pool(workers: int, device: str, gpus_per_worker: float | None) -> _Pool:
         UsageError: The workers need GPUs that Ray does not have.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    threads = max(1, int(resources.get("CPU", 1) // workers))
-    gpus = resources.get("GPU", 0.0)
+    gpus, on_gpu = resources.get("GPU", 0.0), device.startswith("cuda")
+    if on_gpu and not gpus:
+        raise UsageError(f"--device {device} must be there, but Ray has no GPU; give cpu.")
     if gpus_per_worker is None:
-        gpus_per_worker = min(1.0, gpus / workers) if device.startswith("cuda") else 0.0
-    if gpus_per_worker > gpus or (device.startswith("cuda") and not gpus_per_worker):
+        gpus_per_worker = min(1.0, gpus / workers) if on_gpu else 0.0
+    if gpus_per_worker > gpus or (on_gpu and not gpus_per_worker):
         raise UsageError(
-            f"workers on {device} must hold a GPU, but Ray has {gpus:g} GPUs and a worker needs "
-            f"{gpus_per_worker:g}; lower --gpus-per-worker, or give --device cpu."
+            f"--gpus-per-worker must be {'above 0' if on_gpu else '0 or more'} and at most "
+            f"{gpus:g}, the GPUs that Ray has, got {gpus_per_worker:g}; change it or leave it out."
         )
+    threads = max(1, int(resources.get("CPU", 1) // workers))
     return _Pool(workers, threads, gpus_per_worker)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ class RunDirectory:
         self.space_path = self.path / "space.yaml"
         self.info_path = self.path / "run.json"
         self.journal_path = self.path / "study.journal"
+        self._lock_path = self.path / ".lock"
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -66,31 +68,45 @@ class RunDirectory:
             )
 
     def _is_empty(self) -> bool:
-        return all(entry.name == ".lock" for entry in self.path.iterdir())
+        return all(entry == self._lock_path for entry in self.path.iterdir())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory, which is made if there is none; ends with the process at the latest.
+        """Hold the directory; ends with the process at the latest.
+
+        A directory that this makes is removed again if nothing was written meanwhile.
 
         Raises:
-            RunError: A live process holds it.
+            RunError: A live process holds it, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        made = not self.path.exists()
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
-                raise RunError(
-                    f"a run directory must be used by one search at a time, but process {owner} "
-                    f"uses {self.path}; wait for it, or give another directory."
-                ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as fault:
+            raise RunError(
+                f"a run directory must be writable, but {self.path} is not: {fault.strerror}; "
+                "give another directory."
+            ) from None
+        try:
+            self._acquire(handle)
             yield
         finally:
+            if made and self._is_empty():
+                shutil.rmtree(self.path)
             os.close(handle)
+
+    def _acquire(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
+            raise RunError(
+                f"a run directory must be used by one search at a time, but process {owner} "
+                f"uses {self.path}; wait for it, or give another directory."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
 
     @property
     def space(self) -> SearchSpace:
