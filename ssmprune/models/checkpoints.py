@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssmprune.errors import CheckpointError
 
-_SHIPPED = Path(__file__).parent / "checkpoints"
+_SHIPPED = Path(__file__).parent / "weights"
 _MOST_NAMED = 10
 
 
