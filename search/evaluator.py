@@ -24,6 +24,10 @@ from ssmprune.pruning.apply import apply_policy, remove_policy
 # Sets of images up to this size are read once and stay on the device.
 RESIDENT_BYTES = 4 * 2**30
 
+# Latency of a candidate: few pairs, as many candidates are compared with one dense model.
+LATENCY_BATCH = 32
+LATENCY_REPEATS = 8
+
 
 class Evaluator(Protocol):
     """Measures policies of one model on one split; a policy without stages is the dense model."""
@@ -115,7 +119,7 @@ class ModelEvaluator:
         self._pruned = model.to(setting.device).eval()
         self._unpruned = copy.copy(self._pruned)  # the same weights, never with a policy
         remove_policy(self._unpruned)
-        self._batch = next(iter(images.loader))[0].to(setting.device)
+        self._batch = next(iter(images.loader))[0][:LATENCY_BATCH].to(setting.device)
         self._dense_flops = count_flops(model.config).flops
 
     def __call__(self, policy: Policy) -> Measurement:
@@ -148,7 +152,14 @@ class ModelEvaluator:
         """Milliseconds for a batch, and the ratio to dense with its interval; NaN if unasked."""
         if "latency_ms" not in self._setting.objectives:
             return math.nan, math.nan, math.nan, math.nan
-        latency = compare_latency(self._unpruned, self._pruned, self._batch, amp=self._setting.amp)
+        latency = compare_latency(
+            self._unpruned,
+            self._pruned,
+            self._batch,
+            repeats=LATENCY_REPEATS,
+            warmup=1,
+            amp=self._setting.amp,
+        )
         if not policy.stages:
             return latency.dense_ms, 1.0, 1.0, 1.0
         unit = self._dense.latency_ms if self._dense else latency.dense_ms

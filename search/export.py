@@ -92,7 +92,7 @@ def _latency(figures: Measurement, outcome: Outcome) -> dict[str, Any]:
         "policy_ms": figures.latency_ms,
         "dense_ms": outcome.dense.latency_ms,
         "device": call["device"],
-        "batch_size": call["batch_size"],
+        "batch_size": min(call["batch_size"], LATENCY_BATCH),
         "precision": "bfloat16" if call["amp"] else "float32",
     }
 
