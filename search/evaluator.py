@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from search.measurement import Measurement, Objective
+from search.measurement import LATENCY_BATCH, Measurement, Objective
 from ssmprune.data import ImageSet, open_images
 from ssmprune.measure.accuracy import evaluate
 from ssmprune.measure.flops import count_flops
@@ -24,8 +24,7 @@ from ssmprune.pruning.apply import apply_policy, remove_policy
 # Sets of images up to this size are read once and stay on the device.
 RESIDENT_BYTES = 4 * 2**30
 
-# Latency of a candidate: few pairs, as many candidates are compared with one dense model.
-LATENCY_BATCH = 32
+# The fewest pairs but two that have a 95 % interval: every candidate of a search is timed.
 LATENCY_REPEATS = 8
 
 

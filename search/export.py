@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from search.measurement import Candidate, Measurement
+from search.measurement import LATENCY_BATCH, Candidate, Measurement
 from search.outcome import Outcome
 from ssmprune.errors import FileError, UsageError
 from ssmprune.policy import Policy

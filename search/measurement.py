@@ -11,6 +11,9 @@ from ssmprune.policy import Policy
 
 Objective = Literal["top1", "flops", "latency_ms"]
 
+LATENCY_BATCH = 32
+"""Most images in the batch whose latency is measured."""
+
 
 @dataclass(frozen=True)
 class Measurement:
