@@ -1,47 +1,33 @@
-"""A search from start to end: the run directory, Ray, the workers, the holdout."""
+"""A search from start to end: what is asked for, the run directory, sessions of workers."""
 
 from __future__ import annotations
 
-import logging
-import os
 import platform
-import shutil
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-import ray
-from ray import tune
-
+from search.cluster import Pool, Workers, measure_remotely, running_ray, share_out
 from search.evaluator import Evaluators, ModelEvaluators
 from search.front import front
 from search.journal import recover
-from search.measurement import Candidate, Measurement
+from search.measurement import Candidate
 from search.progress import SearchProgress
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.study import Counts, Study
-from search.worker import Job, work
+from search.worker import Job
 from ssmprune.devices import find_device
-from ssmprune.errors import RunError, SsmpruneError, UsageError, unknown_name
+from ssmprune.errors import RunError, UsageError, unknown_name
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 
 POLL_SECONDS = 0.5
-_MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 _PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
 
@@ -151,8 +137,8 @@ def search(
             _resume(run, frozen, identity, call, shown)
         else:
             run.refuse_existing()
-        with _ray(address, workers):
-            pool = _pool(workers, device, gpus_per_worker)
+        with running_ray(address, workers):
+            pool = share_out(workers, device, gpus_per_worker)
             if not resume:
                 _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
             _measure_dense(run, evaluators, pool, here=address is None)
@@ -168,20 +154,8 @@ def search(
         )
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The workers and what each of them holds."""
-
-    workers: int
-    threads: int
-    gpus: float
-
-    def resources(self) -> dict[str, float]:
-        return {"cpu": self.threads, "gpu": self.gpus}
-
-
 def _search(
-    run: RunDirectory, evaluators: Evaluators, pool: _Pool, trials: int, shown: SearchProgress
+    run: RunDirectory, evaluators: Evaluators, pool: Pool, trials: int, shown: SearchProgress
 ) -> bool:
     """Let workers run until the search and its holdout are complete.
 
@@ -196,7 +170,7 @@ def _search(
         before = _done(study)
         job = Job(run.path, uuid.uuid4().hex, trials, evaluators, pool.workers, pool.threads)
         study.begin_session(job.session)
-        workers = _Workers(job, pool)
+        workers = Workers(job, pool)
         interrupted = _watch(study, workers, shown)
         study.end_session()
         study.close_lost(lambda owner: True)
@@ -223,7 +197,7 @@ def _done(study: Study) -> int:
     return study.counts().finished + measured
 
 
-def _watch(study: Study, workers: _Workers, shown: SearchProgress) -> bool:
+def _watch(study: Study, workers: Workers, shown: SearchProgress) -> bool:
     """Show progress until the workers have ended.
 
     Returns:
@@ -245,7 +219,7 @@ def _watch(study: Study, workers: _Workers, shown: SearchProgress) -> bool:
     return interrupted
 
 
-def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: _Pool, here: bool) -> None:
+def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: bool) -> None:
     """Measure the dense model on both splits, unless the run has its figures.
 
     Args:
@@ -259,80 +233,9 @@ def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: _Pool, here:
         if here:
             measurement = evaluators.open(split, pool.threads)(dense)
         else:
-            measurement = _measure_remotely(evaluators, split, pool, dense)
+            measurement = measure_remotely(evaluators, split, pool, dense)
         info["dense"][split] = measurement.to_dict()
         run.write_info(info)
-
-
-def _measure_remotely(
-    evaluators: Evaluators, split: str, pool: _Pool, policy: Policy
-) -> Measurement:
-    def measure() -> Measurement:
-        return evaluators.open(split, pool.threads)(policy)
-
-    task = ray.remote(num_cpus=pool.threads, num_gpus=pool.gpus)(measure)
-    try:
-        return ray.get(task.remote())
-    except ray.exceptions.RayTaskError as fault:
-        if isinstance(fault.cause, SsmpruneError):
-            raise fault.cause from None
-        raise
-
-
-class _Workers(threading.Thread):
-    """A session's Ray Tune trials; in a thread, so that Ctrl-C reaches the driver, not Tune.
-
-    Attributes:
-        fault: Why a worker ended for good before its time, if one did.
-    """
-
-    def __init__(self, job: Job, pool: _Pool):
-        super().__init__(name="workers", daemon=True)
-        self.fault = "they ended without a result"
-        self._job, self._pool = job, pool
-
-    def run(self) -> None:
-        directory = self._job.run_dir / ".tune"
-        try:
-            tuner = tune.Tuner(
-                tune.with_resources(_trainable(self._job), self._pool.resources()),
-                param_space={"worker": tune.grid_search(list(range(self._pool.workers)))},
-                run_config=tune.RunConfig(
-                    name=self._job.session,
-                    storage_path=str(directory),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=_MOST_RESTARTS),
-                    callbacks=[_GivesUp(self._job)],
-                ),
-            )
-            results = tuner.fit()
-            if results.errors:
-                self.fault = _last_line(results.errors[0])
-        except Exception as fault:  # noqa: BLE001 - handed to the driver's thread
-            self.fault = _last_line(fault)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-class _GivesUp(tune.Callback):
-    """Leaves the open candidate of a worker that Tune does not restart any more to the others."""
-
-    def __init__(self, job: Job):
-        self._job = job
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = (self._job.session, trial.config["worker"])
-        study = Study(RunDirectory.open(self._job.run_dir))
-        study.close_lost(lambda owner: (owner.session, owner.worker) == mine)
-
-
-def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
-    """What Tune runs for each worker."""
-
-    def trainable(config: dict[str, Any]) -> None:
-        work(job, config["worker"], tune.report)
-
-    return trainable
 
 
 def _begin(run: RunDirectory, space: str, identity: dict[str, Any], call: dict[str, Any]) -> None:
@@ -388,61 +291,6 @@ def _resume(
     run.write_info({**info, "call": {**before, **now}})
 
 
-@contextmanager
-def _ray(address: str | None, workers: int) -> Iterator[None]:
-    """Ray for the time of a search; one that runs in this process already is used and stays.
-
-    What Ray says goes to standard error; standard output belongs to the caller. A dead worker is
-    no error of the search, so Tune's accounts of it are left out.
-    """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with redirect_stdout(sys.stderr):
-        if ray.is_initialized():
-            yield
-            return
-        _start_ray(address, workers)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start_ray(address: str | None, workers: int) -> None:
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        cpus = max(len(os.sched_getaffinity(0)), workers)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as fault:
-        raise UsageError(
-            f"--address must be that of a running Ray cluster, got {address!r}: "
-            f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
-        ) from None
-
-
-def _pool(workers: int, device: str, gpus_per_worker: float | None) -> _Pool:
-    """Share out what Ray has.
-
-    Raises:
-        UsageError: The workers need GPUs that Ray does not have.
-    """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, on_gpu = resources.get("GPU", 0.0), device.startswith("cuda")
-    if on_gpu and not gpus:
-        raise UsageError(f"--device {device} must be there, but Ray has no GPU; give cpu.")
-    if gpus_per_worker is None:
-        gpus_per_worker = min(1.0, gpus / workers) if on_gpu else 0.0
-    if gpus_per_worker > gpus or (on_gpu and not gpus_per_worker):
-        raise UsageError(
-            f"--gpus-per-worker must be {'above 0' if on_gpu else '0 or more'} and at most "
-            f"{gpus:g}, the GPUs that Ray has, got {gpus_per_worker:g}; change it or leave it out."
-        )
-    threads = max(1, int(resources.get("CPU", 1) // workers))
-    return _Pool(workers, threads, gpus_per_worker)
-
-
 def _check_call(
     trials: int, workers: int, sampler: str | None, gpus_per_worker: float | None
 ) -> None:
@@ -480,7 +328,3 @@ def _no_candidates(study: Study) -> str:
         "a search must find at least one candidate within the space's limits, but found none; "
         "widen limits or ratios in the space file."
     )
-
-
-def _last_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[-1].rstrip(".")
