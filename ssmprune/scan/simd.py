@@ -228,28 +228,46 @@ for _operators, _emit in (
         _define_operator(_operator, _emit)
 
 
+_ABREAST = 4
+
+
 @_primitive
 def each(typingctx: Any, function: Any, operands: Any) -> Any:
-    """`function` of the n-th vectors of a tuple of operands, for one n after the other.
+    """`function` of a tuple of operands, for 4 of their vectors at a time.
 
-    The same as an expression of `Vectors`, except that one vector is done before the next one is
-    begun. That takes fewer registers where a long expression meets many vectors.
+    The same as an expression of the whole `Vectors`. Four chains of operations abreast keep the
+    arithmetic units of a CPU busy; many more at a time would not fit into its registers.
     """
     result: Any = _result_type(*operands)
-    element_types = [Vector if isinstance(x, _VectorsType) else x for x in operands]
-    call = typingctx.resolve_function_type(function, element_types, {})
+    starts = range(0, result.count, _ABREAST)
+    parts = [slice(start, min(start + _ABREAST, result.count)) for start in starts]
+    calls = [
+        typingctx.resolve_function_type(function, [_part_type(x, part) for x in operands], {})
+        for part in parts
+    ]
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        compiled = context.get_function(function, call)
-        columns = [
-            _unpack(context, builder, numba_type, value, result.count)
-            for numba_type, value in zip(
-                operands, cgutils.unpack_tuple(builder, arguments[1]), strict=True
-            )
-        ]
-        return _pack(builder, [compiled(builder, column) for column in zip(*columns, strict=True)])
+        values = cgutils.unpack_tuple(builder, arguments[1])
+        vectors = []
+        for part, call in zip(parts, calls, strict=True):
+            count = part.stop - part.start
+            inputs = [
+                _pack(builder, _unpack(context, builder, numba_type, value, result.count)[part])
+                if isinstance(numba_type, _VectorsType)
+                else value
+                for numba_type, value in zip(operands, values, strict=True)
+            ]
+            output = context.get_function(function, call)(builder, inputs)
+            vectors += _unpack(context, builder, call.return_type, output, count)
+        return _pack(builder, vectors)
 
     return result(function, operands), lower
+
+
+def _part_type(numba_type: types.Type, part: slice) -> types.Type:
+    if isinstance(numba_type, _VectorsType):
+        return _VectorsType(part.stop - part.start)
+    return numba_type
 
 
 # --- making and moving ---------------------------------------------------------------------------
