@@ -117,7 +117,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     sampler: Annotated[
         str | None,
-        typer.Option(help="nsga2, tpe, random, qmc or gp.", show_default="nsga2, or the run's"),
+        typer.Option(help="nsga2, tpe, random, qmc or gp.", show_default="tpe, or the run's"),
     ] = None,
     seed: Annotated[
         int | None,

@@ -84,7 +84,7 @@ def search(
         trials: Candidates to finish, those of earlier calls on this directory included.
         workers: Ray Tune workers that evaluate side by side.
         seed: Seed of the sampler; with None 0, or on resume the run's.
-        sampler: nsga2, tpe, random, qmc or gp; with None nsga2, or on resume the run's.
+        sampler: nsga2, tpe, random, qmc or gp; with None tpe, or on resume the run's.
         checkpoint: Weights of the model; with None those that ship with it.
         data: Name or folder of the data set.
         device: Torch device of the workers, such as cpu or cuda.
@@ -242,7 +242,7 @@ def _begin(run: RunDirectory, space: str, identity: dict[str, Any], call: dict[s
     """Write a new run; `run.json` comes last and makes it one."""
     run.freeze_space(space)
     Study.create(run.journal_path, run.space)
-    call = {**call, "sampler": call["sampler"] or "nsga2", "seed": call["seed"] or 0}
+    call = {**call, "sampler": call["sampler"] or "tpe", "seed": call["seed"] or 0}
     run.write_info(
         {
             "call": call,

@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from search.measurement import Measurement, Objective
-from ssmprune.errors import SpaceError, unknown_name
+from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import ModelConfig, find_config, model_names
-from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
-from ssmprune.yamlfile import YamlFile, parse
+from ssmprune.policy import Alignment, ModelName, Policy, Scorer, ScorerName, Stage
+from ssmprune.yamlfile import FilePart, YamlFile, parse
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 
@@ -27,18 +27,6 @@ SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 UNIFORM_RATIOS = (0.9, 0.8, 0.7, 0.6)
 
 Value = TypeVar("Value")
-
-
-def _known_scorer(name: str) -> str:
-    if name not in scorer_names:
-        raise ValueError(unknown_name("scorer", name, scorer_names).rstrip(".?"))
-    return name
-
-
-def _known_model(name: str) -> str:
-    if name not in model_names():
-        raise ValueError(unknown_name("model", name, model_names()).rstrip(".?"))
-    return name
 
 
 def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -67,11 +55,7 @@ def _choices(description: str, default: tuple[Any, ...]) -> Any:
     return Field(default=default, strict=False, description=description)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class Ratios(_Part):
+class Ratios(FilePart):
     """Where tokens may leave, and how many."""
 
     per: Literal["layer", "stage"] = Field(
@@ -114,7 +98,7 @@ class Ratios(_Part):
         return [round(self.low + index * self.step, 9) for index in range(count + 1)]
 
 
-class AlignmentChoices(_Part):
+class AlignmentChoices(FilePart):
     """Alignment settings that are searched; a list of one value fixes it."""
 
     decay: Annotated[
@@ -128,7 +112,7 @@ class AlignmentChoices(_Part):
     )
 
 
-class FlopsLimits(_Part):
+class FlopsLimits(FilePart):
     """Bounds of `flops` over the dense model's; exact before anything runs."""
 
     min: float = Field(default=0.0, ge=0, lt=1, description="the lowest share, in [0, 1)")
@@ -141,13 +125,13 @@ class FlopsLimits(_Part):
         return self
 
 
-class Top1Limits(_Part):
+class Top1Limits(FilePart):
     """A bound of the accuracy in per cent."""
 
     min: float = Field(ge=0, lt=100, description="the lowest accuracy in per cent, in [0, 100)")
 
 
-class Limits(_Part):
+class Limits(FilePart):
     """What a candidate must keep to."""
 
     flops_ratio: FlopsLimits = Field(
@@ -159,7 +143,7 @@ class Limits(_Part):
     )
 
 
-class Schedule(_Part):
+class Schedule(FilePart):
     """A known schedule, tried before the sampler proposes anything.
 
     Either `stages`, or `layers` with a list of keep ratios: one schedule for each ratio, the same
@@ -199,16 +183,16 @@ class Schedule(_Part):
             yield f"{self.name}@{ratio:g}", stages
 
 
-class SearchSpace(_Part):
+class SearchSpace(FilePart):
     """Which policies a search may propose, for one model."""
 
     schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
-    model: Annotated[str, AfterValidator(_known_model)] = Field(
+    model: ModelName = Field(
         description="the name of a model of `ssmprune models`"
     )
     ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
     scorer: Annotated[
-        tuple[Annotated[str, AfterValidator(_known_scorer)], ...], AfterValidator(_distinct)
+        tuple[ScorerName, ...], AfterValidator(_distinct)
     ] = _choices("a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",))
     alignment: AlignmentChoices = Field(
         default=AlignmentChoices(), description="lists of decay, strength and conv"

@@ -15,8 +15,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -25,7 +23,7 @@ from pydantic import (
 
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.models.zoo import ModelConfig, find_config, model_names
-from ssmprune.yamlfile import YamlFile, parse, write_atomically
+from ssmprune.yamlfile import FilePart, YamlFile, parse, write_atomically
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 
@@ -45,22 +43,22 @@ def _known_model(name: str) -> str:
     return name
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+ScorerName = Annotated[str, AfterValidator(_known_scorer)]
+ModelName = Annotated[str, AfterValidator(_known_model)]
 
 
-class Scorer(_Part):
+class Scorer(FilePart):
     """The rule that gives each token its importance."""
 
-    name: Annotated[str, AfterValidator(_known_scorer)] = Field(
+    name: ScorerName = Field(
         default="clipped_sum",
         description="the name of a scorer, such as clipped_sum or l1",
-        json_schema_extra=lambda schema: schema.update(enum=sorted(scorer_names)),
+        json_schema_extra=lambda schema: schema.update(enum=[*sorted(scorer_names)]),
     )
     seed: int = Field(default=0, ge=0, description="seed of the random scorer, 0 or more")
 
 
-class Stage(_Part):
+class Stage(FilePart):
     """One pruning step: tokens leave after block `layer`."""
 
     layer: int = Field(ge=0, description="the block after which tokens leave, counted from 0")
@@ -93,7 +91,7 @@ class Stage(_Part):
         return math.ceil(Fraction(repr(float(self.keep_ratio or 1))) * entering)
 
 
-class Alignment(_Part):
+class Alignment(FilePart):
     """How the scan and the convolution treat the places of pruned tokens."""
 
     decay: Literal["none", "zero_input", "neighbor"] = Field(
@@ -108,15 +106,15 @@ class Alignment(_Part):
     )
 
 
-class Policy(_Part):
+class Policy(FilePart):
     """A complete pruning decision for one model."""
 
     schema_: Literal["ssmprune.policy/1"] = Field(
         default=SCHEMA, alias="schema", description=f"write {SCHEMA}"
     )
-    model: Annotated[str, AfterValidator(_known_model)] = Field(
+    model: ModelName = Field(
         description="the name of a model of `ssmprune models`",
-        json_schema_extra=lambda schema: schema.update(enum=model_names()),
+        json_schema_extra=lambda schema: schema.update(enum=[*model_names()]),
     )
     stages: tuple[Stage, ...] = Field(
         strict=False, description="a list of stages, such as - {layer: 4, keep_ratio: 0.8}"

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ssmprune.errors import FileError
 
 Location = tuple[int | str, ...]
 FileModel = TypeVar("FileModel", bound=BaseModel)
+
+
+class FilePart(BaseModel):
+    """A mapping of a file: unknown keys and loose types are faults, and it never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
 class YamlFile:

@@ -101,4 +101,5 @@ def causal_conv1d_silu(
     """
     if resolve_backend(backend, x.device, x.dtype) == "reference":
         return reference.causal_conv1d_silu(x, weight, bias, positions, reverse)
-    return operators.causal_conv1d_silu(x, weight, bias, positions, reverse)
+    y: Tensor = operators.causal_conv1d_silu(x, weight, bias, positions, reverse)
+    return y
