@@ -23,6 +23,7 @@ Cost = Literal["FLOPs", "Latency"]
 _FRONT, _DENSE, _FAINT = "#0072B2", "#222222", "#6E6E6E"
 _SCHEDULES = (("#C04F00", "s"), ("#007A59", "^"), ("#A8467F", "D"), ("#8A6000", "v"))
 
+_MOST_ANCHORS = 100  # places beside which the name of all candidates is tried
 _DEEPEST = 40.0  # points of top-1 below the dense model
 
 
@@ -171,7 +172,8 @@ def _label_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
     labels = [Label(s.name, s.color, s.points) for s in series if s.name and len(s.points)]
     visible = every[every[:, 1] > low]
     if len(visible):
-        labels.append(Label(f"all {len(every)} candidates", _FAINT, visible))
+        some = visible[:: 1 + len(visible) // _MOST_ANCHORS]
+        labels.append(Label(f"all {len(every)} candidates", _FAINT, some))
     drawn = np.vstack([part for s in series for part in (s.points, _along(s.line))])
     bars = np.vstack([_along(_bar(s, i)) for s in series for i in range(len(s.points))])
     place_labels(axes, labels, [(drawn, 2.0), (bars, 0.3), (every, 0.3)])
@@ -202,9 +204,11 @@ def _accuracies(picture: Picture) -> tuple[float, float]:
 
 
 def _note(picture: Picture) -> str:
-    note = f"Bars: 95 % intervals. Filled, broad: search split, {picture.dense.images:,} images"
+    parts = [f"Bars: 95 % intervals. Filled, broad: search split, {picture.dense.images:,} images."]
     if picture.dense_holdout and any(c.holdout for c in picture.members):
-        note += f". Hollow, thin: holdout, {picture.dense_holdout.images:,} images"
+        parts.append(f"Hollow, thin: holdout, {picture.dense_holdout.images:,} images.")
     low, _ = _accuracies(picture)
     hidden = sum(c.search.top1 < low for c in picture.candidates)
-    return f"{note}. {hidden} candidates lie below the axis." if hidden else f"{note}."
+    if hidden:
+        parts.append(f"{hidden} candidates lie below the axis.")
+    return f"{parts[0]}\n{' '.join(parts[1:])}"

@@ -18,8 +18,9 @@ Mask = NDArray[np.bool_]
 _FONT_SIZE = 11
 _ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 _DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
-_DISTANCES = np.array([6.0, 12.0, 20.0, 32.0, 48.0, 70.0])  # typographic points
+_DISTANCES = np.array([8.0, 13.0, 20.0, 32.0, 48.0, 70.0])  # typographic points
 _LEADER_FROM = 16.0
+_CELL = 2  # pixels
 _LEADER, _FORBIDDEN = 4.0, 1e6
 
 
@@ -62,13 +63,12 @@ def place_labels(
     figure = axes.get_figure(root=True)
     assert figure is not None  # axes are made by a figure
     pixels = figure.dpi / 72
-    blocked = axes.transData.transform(np.vstack([points for points, _ in obstacles]))
-    prices = np.concatenate([np.full(len(points), price) for points, price in obstacles])
+    prices = _PriceMap(axes, obstacles)
     taken = np.empty((0, 4))
     for label in labels:
         places = _places(axes, label, pixels)
         cost = (
-            _covers(places.boxes, blocked, margin=3 * pixels) @ prices
+            prices.of(places.boxes, margin=3 * pixels)
             + _FORBIDDEN * _overlaps(places.boxes, taken, margin=4 * pixels)
             + _FORBIDDEN * _leaves(places.boxes, np.array(axes.bbox.extents))
             + places.distances / 20
@@ -77,6 +77,30 @@ def place_labels(
         best = int(cost.argmin())
         taken = np.vstack([taken, places.boxes[best]])
         _draw(axes, label, places, best)
+
+
+class _PriceMap:
+    """What it costs to cover any part of the axes, by a table of sums over square cells."""
+
+    def __init__(self, axes: Axes, obstacles: Sequence[tuple[Array, float]]):
+        self._low = np.array(axes.bbox.min)
+        self._shape = np.ceil(np.array(axes.bbox.size) / _CELL).astype(int)
+        cells = np.zeros(self._shape)
+        for points, price in obstacles:
+            at = (axes.transData.transform(points) - self._low) // _CELL
+            inside = ((at >= 0) & (at < self._shape)).all(axis=1)
+            np.add.at(cells, tuple(at[inside].astype(int).T), price)
+        self._sums = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+
+    def of(self, boxes: Array, margin: float) -> Array:
+        """The price of each box with a margin around it, `(n,)`."""
+        low = (boxes[:, :2] - margin - self._low) // _CELL
+        high = (boxes[:, 2:] + margin - self._low) // _CELL + 1
+        left, bottom = np.clip(low, 0, self._shape).astype(int).T
+        right, top = np.clip(high, 0, self._shape).astype(int).T
+        sums = self._sums
+        found: Array = sums[right, top] - sums[left, top] - sums[right, bottom] + sums[left, bottom]
+        return found
 
 
 def _places(axes: Axes, label: Label, pixels: float) -> _Places:
@@ -95,13 +119,6 @@ def _places(axes: Axes, label: Label, pixels: float) -> _Places:
         offsets=gaps / pixels,
         boxes=np.hstack([centres - half, centres + half]),
     )
-
-
-def _covers(boxes: Array, points: Array, margin: float) -> Mask:
-    """Which points lie in which boxes, `(boxes, points)`."""
-    low, high = boxes[:, None, :2] - margin, boxes[:, None, 2:] + margin
-    inside: Mask = np.all((points >= low) & (points <= high), axis=2)
-    return inside
 
 
 def _overlaps(boxes: Array, others: Array, margin: float) -> Mask:

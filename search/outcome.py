@@ -87,8 +87,8 @@ class Outcome:
         """The front as `draw_figure` takes it."""
         model, data = self.run.space.model, Path(self.run.info["call"]["data"]).name
         return Picture(
-            title=f"{model} on {data}: {len(self.members)} of {len(self.candidates)} candidates "
-            "make the front",
+            title=f"{model} on {data}\n"
+            f"{len(self.members)} of {len(self.candidates)} candidates make the front",
             candidates=self.candidates,
             members=self.members,
             dense=self.dense,

@@ -70,20 +70,22 @@ def to_table(
     candidates: Sequence[Candidate], dense: Measurement, dense_holdout: Measurement | None
 ) -> Table:
     """The candidates below the dense model, two lines each."""
+    is_timed = not math.isnan(dense.latency_ratio)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Trial\n", justify="right")
     table.add_column("FLOPs ratio\n[dim]M, paper's M")
     table.add_column("Top-1 search\n[dim]95 % interval")
     table.add_column("Top-1 holdout\n[dim]95 % interval")
-    table.add_column("Latency ratio\n[dim]95 % interval")
+    if is_timed:
+        table.add_column("Latency ratio\n[dim]95 % interval")
     table.add_column("Tokens left after layer\n[dim]scorer, alignment, source", overflow="fold")
-    table.add_row("dense", *_cells(dense, dense_holdout), "all")
+    table.add_row("dense", *_cells(dense, dense_holdout, is_timed), "all")
     for candidate in candidates:
         policy = candidate.policy
         about = f"{scorer_text(policy)}, {alignment_text(policy)}, {escape(candidate.source)}"
         table.add_row(
             str(candidate.trial),
-            *_cells(candidate.search, candidate.holdout),
+            *_cells(candidate.search, candidate.holdout, is_timed),
             f"{tokens_text(policy) or 'all'}\n[dim]{about}",
         )
     return table
@@ -109,15 +111,14 @@ def alignment_text(policy: Policy) -> str:
     return f"{alignment.decay}{strength} {alignment.conv}"
 
 
-def _cells(search: Measurement, holdout: Measurement | None) -> tuple[str, str, str, str]:
-    return (
-        f"{search.flops_ratio:.3f}\n[dim]{search.flops / 1e6:.4g}, {search.paper_flops / 1e6:.4g}",
-        _top1(search),
-        _top1(holdout) if holdout else "",
-        _with_interval(
-            search.latency_ratio, search.latency_ratio_low, search.latency_ratio_high, 3
-        ),
-    )
+def _cells(search: Measurement, holdout: Measurement | None, is_timed: bool) -> list[str]:
+    millions = f"{search.flops / 1e6:,.1f}, {search.paper_flops / 1e6:,.1f}"
+    cells = [f"{search.flops_ratio:.3f}\n[dim]{millions}", _top1(search)]
+    cells.append(_top1(holdout) if holdout else "")
+    if is_timed:
+        low, high = search.latency_ratio_low, search.latency_ratio_high
+        cells.append(_with_interval(search.latency_ratio, low, high, 3))
+    return cells
 
 
 def _top1(figures: Measurement) -> str:
@@ -125,6 +126,4 @@ def _top1(figures: Measurement) -> str:
 
 
 def _with_interval(value: float, low: float, high: float, digits: int) -> str:
-    if math.isnan(value):
-        return ""
     return f"{value:.{digits}f}\n[dim]{low:.{digits}f}-{high:.{digits}f}"

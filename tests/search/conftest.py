@@ -1,0 +1,142 @@
+"""Candidates and a finished run, at no cost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from search.front import front
+from search.measurement import Candidate, Measurement
+from search.rundir import RunDirectory
+from search.study import Owner, Study
+from search.synthetic import SyntheticEvaluators
+from ssmprune import Policy, create_model
+
+SPACE = """\
+schema: ssmprune.space/1
+model: vim_nano
+ratios: {per: layer, layers: [0, 2, 4], low: 0.5, step: 0.1}
+scorer: [l1, clipped_sum]
+objectives: [top1, flops, latency_ms]
+schedules:
+  - {name: equal, layers: [0, 2], keep_ratio: [0.8, 0.6]}
+"""
+
+
+@pytest.fixture(scope="session")
+def make_candidate() -> Callable[..., Candidate]:
+    """Makes a candidate of given figures, with a policy of its own for trials below 900."""
+
+    def make(
+        trial: int,
+        top1: float,
+        flops_ratio: float,
+        latency_ratio: float = float("nan"),
+        *,
+        source: str = "nsga2",
+        holdout: float | None = None,
+    ) -> Candidate:
+        policy = Policy.model_validate(
+            {
+                "model": "vim_nano",
+                "stages": [
+                    {"layer": 1, "keep_count": 63 - trial // 30},
+                    {"layer": 5, "keep_count": 31 - trial % 30},
+                ],
+            }
+        )
+        return Candidate(
+            trial,
+            policy,
+            source,
+            search=figures("search", top1, flops_ratio, latency_ratio),
+            holdout=None
+            if holdout is None
+            else figures("holdout", holdout, flops_ratio, latency_ratio),
+        )
+
+    return make
+
+
+def figures(split: str, top1: float, flops_ratio: float, latency_ratio: float) -> Measurement:
+    return Measurement(
+        split=split,
+        top1=top1,
+        top1_low=top1 - 2,
+        top1_high=top1 + 1,
+        images=362 if split == "search" else 1456,
+        flops=round(40e6 * flops_ratio),
+        flops_ratio=flops_ratio,
+        paper_flops=round(30e6 * flops_ratio),
+        latency_ms=20 * latency_ratio,
+        latency_ratio=latency_ratio,
+        latency_ratio_low=latency_ratio - 0.02,
+        latency_ratio_high=latency_ratio + 0.02,
+    )
+
+
+@pytest.fixture(scope="session")
+def dense() -> Measurement:
+    """Figures of a dense model for `make_candidate`'s candidates."""
+    return figures("search", 97.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained `vim_nano`."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vim_nano.safetensors"
+    save_file(create_model("vim_nano").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDirectory(tmp_path_factory.mktemp("runs") / "synthetic")
+    evaluators = SyntheticEvaluators("vim_nano")
+    unpruned = Policy(model="vim_nano", stages=())
+    with run.lock():
+        run.freeze_space(SPACE)
+        Study.create(run.journal_path, run.space)
+        run.write_info(
+            {
+                "call": {
+                    "space": "/somewhere/spaces/small.yaml",
+                    "trials": 30,
+                    "workers": 1,
+                    "seed": 7,
+                    "sampler": "random",
+                    "data": "digits",
+                    "device": "cpu",
+                    "batch_size": 128,
+                    "amp": False,
+                },
+                "identity": evaluators.identity(),
+                "versions": {"ssmprune": "0.1.0"},
+                "machine": "a machine",
+                "begun": "2026-01-01T00:00:00+00:00",
+                "dense": {
+                    split: evaluators.open(split, 1)(unpruned).to_dict()
+                    for split in ("search", "holdout")
+                },
+            }
+        )
+        study = Study(run, Owner("session", 0, "process"))
+        study.begin_session("session")
+        while suggestion := study.ask(30):
+            study.tell(suggestion.trial, evaluators.open("search", 1)(suggestion.policy))
+        study.end_session()
+        for member in front(study.candidates(), run.space.objectives):
+            study.set_holdout(member.trial, evaluators.open("holdout", 1)(member.policy))
+    return run.path
+
+
+@pytest.fixture
+def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
+    """A run of 30 candidates on the synthetic problem, with known schedules; the test's own."""
+    return Path(shutil.copytree(_finished_run, tmp_path / "runs" / "synthetic"))

@@ -1,0 +1,279 @@
+"""The command line as a whole, and the commands of the library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import ssmprune.cli
+from search.cli import LIBRARY_COMMANDS, app
+from ssmprune import create_model
+from ssmprune.measure.accuracy import Accuracy
+from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainResult
+
+POLICY = """\
+schema: ssmprune.policy/1
+model: vim_nano
+stages:
+  - {layer: 1, keep_ratio: 0.7}
+  - {layer: 4, keep_count: 20}
+scorer: {name: l1}
+"""
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def json_of(*arguments: object) -> Any:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vim_nano.safetensors"
+    save_file(create_model("vim_nano").state_dict(), path)
+    return path
+
+
+def test_help_and_version_answer_without_heavy_imports() -> None:
+    script = (
+        "import sys\n"
+        "from search.cli import app\n"
+        "for argument in ('--help', '--version', 'search'):\n"
+        "    try: app([argument])\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'ray', 'optuna', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ssmprune 0" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*LIBRARY_COMMANDS, "search", "front", "export"])
+def test_help_of_every_command_gives_an_example(name: str) -> None:
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: ssmprune {name} " in result.stdout
+
+
+def test_help_of_the_whole_has_the_first_line_of_each_command() -> None:
+    commands = {
+        c.name or c.callback.__name__: c.callback
+        for c in ssmprune.cli.app.registered_commands
+        if c.callback
+    }
+    assert {
+        name: str(callback.__doc__).splitlines()[0] for name, callback in commands.items()
+    } == LIBRARY_COMMANDS
+
+
+def test_models_lists_parameters_and_flops() -> None:
+    [row] = json_of("models", "vim_nano")
+    parameters = sum(p.numel() for p in create_model("vim_nano").parameters())
+    assert row["parameters"] == parameters
+    assert row["paper_flops"] < row["flops"]
+    table = call("models", "vim_tiny*").stdout
+    assert "vim_tiny_patch16_224" in table
+    assert "vim_small" not in table
+
+
+def test_profile_prints_costs_of_policy_and_dense(policy: Path) -> None:
+    found = json_of("profile", "--model", "vim_nano", "--policy", policy, "--batch-size", 2)
+    assert found["tokens"][:3] == [65, 65, 46]
+    assert found["tokens"][-1] == 21
+    for rule in ("flops", "paper_flops", "dense_flops", "dense_paper_flops"):
+        assert sum(row[rule] for row in found["operators"]) == found[rule]
+    assert found["flops_ratio"] == found["flops"] / found["dense_flops"] < 1
+    assert found["latency"]["batch_size"] == 2
+
+
+def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:
+    result = call("profile", "--model", "vim_nano", "--checkpoint", weights, "--batch-size", 1)
+    assert result.exit_code == 0
+    assert "1.000" in result.stdout
+    assert "leaving the model 65" in result.stdout
+
+
+def test_eval_prints_the_accuracy_of_the_split(weights: Path, policy: Path) -> None:
+    arguments = ("eval", "--model", "vim_nano", "--checkpoint", weights, "--data", "digits")
+    found = json_of(*arguments, "--policy", policy, "--split", "search")
+    assert found["low"] < found["top1"] < found["high"]
+    assert found["split"] == "search"
+    assert found["images"] > 100
+    text = call(*arguments, "--policy", policy, "--split", "search").stdout
+    assert f"{found['top1']:.2f} %" in text
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Calls of the training loop, which returns at once."""
+    calls: list[dict[str, Any]] = []
+
+    def train(model: str, data: str, out: Path, settings: Any, **more: Any) -> TrainResult:
+        calls.append({"model": model, "data": data, "out": out, "settings": settings, **more})
+        return TrainResult(out / "model.safetensors", Accuracy(90.0, 99.0, 100, 85.0, 95.0), 1.0)
+
+    monkeypatch.setattr(ssmprune.cli, "run_training", train)
+    return calls
+
+
+TRAIN = ("train", "--model", "vim_nano", "--data", "digits", "--out")
+
+
+def test_train_from_scratch_and_fine_tuning_have_their_own_defaults(
+    trained: list[dict[str, Any]], tmp_path: Path, weights: Path
+) -> None:
+    assert json_of(*TRAIN, tmp_path / "a")["top1"] == 90.0
+    assert call(*TRAIN, tmp_path / "b", "--init", weights).exit_code == 0
+    assert [c["settings"] for c in trained] == [FROM_SCRATCH, FINE_TUNING]
+    assert [c["init"] for c in trained] == [None, weights]
+
+
+def test_train_scales_the_warm_up_with_the_steps(
+    trained: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    given = ("--steps", 1300, "--lr", 0.01, "--batch-size", 8, "--seed", 3, "--bf16")
+    assert call(*TRAIN, tmp_path, *given).exit_code == 0
+    settings = trained[0]["settings"]
+    assert (settings.steps, settings.warmup_steps) == (1300, 75)
+    assert (settings.lr, settings.batch_size, settings.seed, settings.amp) == (0.01, 8, 3, True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("eval", "--model", "vim_nano", "--data", "digits"),
+        ("profile", "--model", "vim_nano"),
+        (*TRAIN, "nowhere"),
+    ],
+)
+def test_a_device_that_is_not_there_is_a_wrong_call(arguments: tuple[str, ...]) -> None:
+    refuses(call(*arguments, "--device", "cuda"), 2, "there is cpu")
+
+
+def refuses(result: Any, status: int, *parts: str) -> None:
+    """The exit status, and one message on stderr without a traceback."""
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    for part in parts:
+        assert part in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("modles",), ("No such command 'modles'",)),
+        (("models", "vim_nono"), ("unknown model 'vim_nono'", "vim_nano")),
+        (("profile", "--model", "vim_nono"), ("did you mean vim_nano",)),
+        (("profile", "--model", "vim_nano", "--batch-size", "0"), ("--batch-size",)),
+        (("profile", "--model", "vim_nano", "--device", "tpu"), ("got 'tpu'", "cpu")),
+        (("profile", "--model", "vim_nano", "--colour"), ("--colour",)),
+        (("profile",), ("Missing option '--model'",)),
+        (("eval", "--model", "vim_tiny_patch16_224", "--data", "digits"), ("none ship with it",)),
+        ((*TRAIN, "nowhere", "--steps", "0"), ("--steps",)),
+        ((*TRAIN, "nowhere", "--steps", "many"), ("--steps",)),
+        ((*TRAIN, "nowhere", "--lr", "-1"), ("lr must be a number above 0, got -1",)),
+    ],
+)
+def test_a_wrong_call_ends_with_status_2(
+    arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    refuses(call(*arguments), 2, *parts)
+
+
+def test_unknown_data_and_split_are_wrong_calls(weights: Path) -> None:
+    arguments = ("eval", "--model", "vim_nano", "--checkpoint", weights)
+    refuses(call(*arguments, "--data", "digts"), 2, "unknown data set 'digts'", "digits")
+    refuses(call(*arguments, "--data", "digits", "--split", "test"), 2, "unknown split 'test'")
+
+
+BAD_POLICIES = {
+    "no yaml": ("stages: [", "plain YAML"),
+    "a tag that runs code": ("!!python/object/apply:os.system ['true']", "remove tags"),
+    "unknown key": (POLICY + "scorrer: {name: l1}\n", "did you mean 'scorer'"),
+    "unknown scorer": (POLICY.replace("name: l1", "name: l9"), "unknown scorer 'l9'"),
+    "unknown alignment": (POLICY + "alignment: {decay: zero}\n", "zero_input"),
+    "ratio above 1": (POLICY.replace("0.7", "1.2"), "1.2"),
+    "wrong type": (POLICY.replace("0.7", "lots"), "lots"),
+    "layer out of range": (POLICY.replace("layer: 4", "layer: 40"), "below 8"),
+    "layer twice": (POLICY.replace("layer: 4", "layer: 1"), "twice"),
+    "another model": (POLICY.replace("vim_nano", "vim_tiny_patch16_224"), "vim_tiny_patch16_224"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_POLICIES)
+def test_a_bad_policy_ends_with_status_1(fault: str, tmp_path: Path) -> None:
+    text, part = BAD_POLICIES[fault]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    refuses(call("profile", "--model", "vim_nano", "--policy", path), 1, part, "bad.yaml")
+
+
+def _truncate(path: Path, weights: Path) -> None:
+    path.write_bytes(weights.read_bytes()[:1000])
+
+
+def _other_model(path: Path, weights: Path) -> None:
+    save_file({"head.weight": torch.zeros(3, 3)}, path)
+
+
+def _text(path: Path, weights: Path) -> None:
+    path.write_text("not a checkpoint")
+
+
+def _missing(path: Path, weights: Path) -> None: ...
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("damage", [_truncate, _other_model, _text, _missing])
+def test_a_bad_checkpoint_ends_with_status_1(
+    damage: Callable[[Path, Path], None], suffix: str, tmp_path: Path, weights: Path
+) -> None:
+    path = tmp_path / f"bad{suffix}"
+    damage(path, weights)
+    arguments = ("eval", "--model", "vim_nano", "--data", "digits", "--checkpoint", path)
+    refuses(call(*arguments), 1, "a checkpoint must")
+
+
+def test_a_missing_folder_of_images_ends_with_status_1(tmp_path: Path, weights: Path) -> None:
+    arguments = ("eval", "--model", "vim_nano", "--checkpoint", weights)
+    result = call(*arguments, "--data", tmp_path / "nowhere")
+    assert result.exit_code in (1, 2)
+    assert "Traceback" not in result.output
+
+
+def test_an_output_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    refuses(call(*TRAIN, tmp_path), 1, "holds other files")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ssmprune.cli, "run_training", interrupted)
+    refuses(call(*TRAIN, tmp_path), 130)
