@@ -187,13 +187,11 @@ class SearchSpace(FilePart):
     """Which policies a search may propose, for one model."""
 
     schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
-    model: ModelName = Field(
-        description="the name of a model of `ssmprune models`"
-    )
+    model: ModelName = Field(description="the name of a model of `ssmprune models`")
     ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
-    scorer: Annotated[
-        tuple[ScorerName, ...], AfterValidator(_distinct)
-    ] = _choices("a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",))
+    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(_distinct)] = _choices(
+        "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
+    )
     alignment: AlignmentChoices = Field(
         default=AlignmentChoices(), description="lists of decay, strength and conv"
     )
