@@ -585,7 +585,7 @@ def _exp2_near_zero(x):
 
 @inline
 def exp2(x):
-    """2**x for x < 127; below -126 the least normal number, 1e-38."""
+    """2**x for x < 127, to 2e-7 of its value; below -126 the least normal number, 1e-38."""
     x = maximum(x, _LEAST_EXPONENT)
     shifted = x + _ROUND
     return _scale(_exp2_near_zero(x - (shifted - _ROUND)), shifted)
