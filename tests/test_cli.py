@@ -99,13 +99,13 @@ def test_models_lists_parameters_and_flops() -> None:
 
 
 def test_profile_prints_costs_of_policy_and_dense(policy: Path) -> None:
-    found = json_of("profile", "--model", "vim_nano", "--policy", policy, "--batch-size", 2)
+    found = json_of("profile", "--model", "vim_nano", "--policy", policy, "--batch-size", 1)
     assert found["tokens"][:3] == [65, 65, 46]
     assert found["tokens"][-1] == 21
     for rule in ("flops", "paper_flops", "dense_flops", "dense_paper_flops"):
         assert sum(row[rule] for row in found["operators"]) == found[rule]
     assert found["flops_ratio"] == found["flops"] / found["dense_flops"] < 1
-    assert found["latency"]["batch_size"] == 2
+    assert found["latency"]["batch_size"] == 1
 
 
 def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:
@@ -115,14 +115,24 @@ def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:
     assert "leaving the model 65" in result.stdout
 
 
-def test_eval_prints_the_accuracy_of_the_split(weights: Path, policy: Path) -> None:
-    arguments = ("eval", "--model", "vim_nano", "--checkpoint", weights, "--data", "digits")
-    found = json_of(*arguments, "--policy", policy, "--split", "search")
+EVAL = ("eval", "--model", "vim_nano", "--data", "digits", "--checkpoint")
+
+
+def test_eval_measures_the_split_under_the_policy(weights: Path, policy: Path) -> None:
+    found = json_of(*EVAL, weights, "--policy", policy, "--split", "search")
     assert found["low"] < found["top1"] < found["high"]
-    assert found["split"] == "search"
+    assert (found["split"], found["policy"]) == ("search", str(policy))
     assert found["images"] > 100
-    text = call(*arguments, "--policy", policy, "--split", "search").stdout
-    assert f"{found['top1']:.2f} %" in text
+
+
+def test_eval_prints_the_accuracy_of_the_holdout_with_its_interval(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
+    monkeypatch.setattr(ssmprune.cli, "evaluate", lambda *_, **__: accuracy)
+    text = call(*EVAL, weights).stdout
+    assert all(part in text for part in ("91.25 %", "89.70 to 92.60", "99.50 %"))
+    assert "1,456 of the holdout split" in text
 
 
 @pytest.fixture
