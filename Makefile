@@ -14,14 +14,11 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 150 --workers 2 --out $(RUN)
+	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 140 --workers 2 --out $(RUN)
 	$(BIN)/ssmprune front $(RUN)
 	$(BIN)/ssmprune export $(RUN) --max-flops-ratio 0.6 -o $(RUN)/policies/flops-60.yaml
-	$(BIN)/ssmprune eval --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml
 	$(BIN)/ssmprune train --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml \
-	  --init shipped --steps 260 --lr 5e-4 --out $(RUN)/finetuned
-	$(BIN)/ssmprune eval --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml \
-	  --checkpoint $(RUN)/finetuned/model.safetensors
+	  --init shipped --out $(RUN)/finetuned
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m 'not slow'

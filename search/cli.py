@@ -200,7 +200,10 @@ def _present(run: Path, as_json: bool, as_csv: bool) -> None:
     from ssmprune.output import print_json, show
 
     outcome = Outcome.read(run)
-    files = outcome.write()
+    try:
+        written = f"written: {', '.join(map(str, outcome.write()))}"
+    except OSError as fault:  # someone else's run can be looked at, too
+        written = f"front.csv and front.png cannot be renewed in {run}: {fault.strerror}"
     if as_json:
         print_json(outcome.to_dict())
     elif as_csv:
@@ -212,7 +215,7 @@ def _present(run: Path, as_json: bool, as_csv: bool) -> None:
             f"{len(outcome.members)} of {len(outcome.candidates)} candidates make the front, "
             f"hypervolume {outcome.hypervolume():.4f} of 1 against the dense model's costs",
         )
-    typer.echo(f"written: {', '.join(map(str, files))}", err=True)
+    typer.echo(written, err=True)
 
 
 @app.command()

@@ -72,25 +72,25 @@ def _accuracy(figures: Measurement, dense: Measurement) -> dict[str, Any]:
     return {
         "split": figures.split,
         "images": figures.images,
-        "top1": figures.top1,
-        "top1_low": figures.top1_low,
-        "top1_high": figures.top1_high,
-        "dense_top1": dense.top1,
+        "top1": round(figures.top1, 2),
+        "top1_low": round(figures.top1_low, 2),
+        "top1_high": round(figures.top1_high, 2),
+        "dense_top1": round(dense.top1, 2),
     }
 
 
 def _cost(value: int, dense: int) -> dict[str, Any]:
-    return {"policy": value, "dense": dense, "ratio": value / dense}
+    return {"policy": value, "dense": dense, "ratio": round(value / dense, 4)}
 
 
 def _latency(figures: Measurement, outcome: Outcome) -> dict[str, Any]:
     call = outcome.run.info["call"]
     return {
-        "ratio": figures.latency_ratio,
-        "ratio_low": figures.latency_ratio_low,
-        "ratio_high": figures.latency_ratio_high,
-        "policy_ms": figures.latency_ms,
-        "dense_ms": outcome.dense.latency_ms,
+        "ratio": round(figures.latency_ratio, 4),
+        "ratio_low": round(figures.latency_ratio_low, 4),
+        "ratio_high": round(figures.latency_ratio_high, 4),
+        "policy_ms": round(figures.latency_ms, 3),
+        "dense_ms": round(outcome.dense.latency_ms, 3),
         "device": call["device"],
         "batch_size": min(call["batch_size"], LATENCY_BATCH),
         "precision": "bfloat16" if call["amp"] else "float32",

@@ -88,7 +88,7 @@ def search(
         checkpoint: Weights of the model; with None those that ship with it.
         data: Name or folder of the data set.
         device: Torch device of the workers, such as cpu or cuda.
-        batch_size: Images per batch; latency is that of at most 32.
+        batch_size: Images per batch; latency is that of at most 16.
         amp: Run models under bfloat16 autocast.
         gpus_per_worker: Share of a GPU that each worker holds; with None an equal share of what
             is there, at most 1, and 0 on the CPU.

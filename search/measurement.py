@@ -11,7 +11,7 @@ from ssmprune.policy import Policy
 
 Objective = Literal["top1", "flops", "latency_ms"]
 
-LATENCY_BATCH = 32
+LATENCY_BATCH = 16
 """Most images in the batch whose latency is measured."""
 
 
@@ -25,8 +25,8 @@ class Measurement:
         flops: Multiply-adds for one image, everything that runs.
         flops_ratio: `flops` over those of the dense model.
         paper_flops: Multiply-adds on the rule of the family's publications.
-        latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN when
-            latency is no objective of the search.
+        latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN on the
+            holdout, and when latency is no objective of the search.
         latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
     """
 

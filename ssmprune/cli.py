@@ -129,10 +129,13 @@ def train(
         command=shlex.join(["ssmprune", *sys.argv[1:]]),
     )
     if as_json:
-        print_json({"checkpoint": str(result.checkpoint), **asdict(result.accuracy)})
+        before = {"before": asdict(result.before)} if result.before else {}
+        print_json({"checkpoint": str(result.checkpoint), **asdict(result.accuracy), **before})
         return
-    accuracy = result.accuracy
+    accuracy, before = result.accuracy, result.before
+    began = f"{before.top1:.2f} % before, " if before else ""
     show(
+        f"{began}"
         f"{accuracy.top1:.2f} % top-1 on the holdout "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}, {accuracy.images:,} images)",
         f"weights: {result.checkpoint}",

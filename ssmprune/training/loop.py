@@ -48,6 +48,8 @@ class TrainResult:
     checkpoint: Path
     accuracy: Accuracy
     """On the holdout, with the policy if there is one."""
+    before: Accuracy | None
+    """The same before the first step, for a run that began from a checkpoint."""
     wall_s: float
     """Training time over all sessions of the run, in seconds."""
 
@@ -128,6 +130,9 @@ def train(
                 "versions": {name: version(name) for name in _PACKAGES}
                 | {"python": platform.python_version()},
             }
+            if init is not None:
+                before = evaluate(network, holdout.loader, amp=settings.amp)
+                record["before"] = asdict(before)
             directory.write_record(record)
             with _shards(torch.device(device)) as shards:
                 trainer = Trainer(network, settings, shards)
@@ -140,7 +145,12 @@ def train(
             directory.write_model(network.state_dict(), _labels(record))
             directory.write_record(record)
         result = record["result"]
-        return TrainResult(directory.model_path, Accuracy(**result["holdout"]), result["wall_s"])
+        return TrainResult(
+            directory.model_path,
+            Accuracy(**result["holdout"]),
+            Accuracy(**record["before"]) if "before" in record else None,
+            result["wall_s"],
+        )
 
 
 class Trainer:

@@ -59,6 +59,19 @@ def test_front_renews_the_files_of_the_run(finished_run: Path) -> None:
     assert (finished_run / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_front_of_a_run_that_cannot_be_written_to_is_printed_all_the_same(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Outcome, "write", refuse)
+    result = call("front", finished_run, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["front"]
+    assert "cannot be renewed" in result.stderr
+
+
 def test_front_of_a_search_under_way_is_what_it_has_so_far(finished_run: Path) -> None:
     run = RunDirectory.open(finished_run)
     del (info := run.info)["dense"]["holdout"]
