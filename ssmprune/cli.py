@@ -129,11 +129,13 @@ def train(
         command=shlex.join(["ssmprune", *sys.argv[1:]]),
     )
     if as_json:
-        before = {"before": asdict(result.before)} if result.before else {}
-        print_json({"checkpoint": str(result.checkpoint), **asdict(result.accuracy), **before})
+        before = result.before and asdict(result.before)
+        print_json(
+            {"checkpoint": str(result.checkpoint), **asdict(result.accuracy), "before": before}
+        )
         return
-    accuracy, before = result.accuracy, result.before
-    began = f"{before.top1:.2f} % before, " if before else ""
+    accuracy = result.accuracy
+    began = f"{result.before.top1:.2f} % before, " if result.before else ""
     show(
         f"{began}"
         f"{accuracy.top1:.2f} % top-1 on the holdout "

@@ -142,7 +142,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(model: str, data: str, out: Path, settings: Any, **more: Any) -> TrainResult:
         calls.append({"model": model, "data": data, "out": out, "settings": settings, **more})
-        return TrainResult(out / "model.safetensors", Accuracy(90.0, 99.0, 100, 85.0, 95.0), None, 1.0)
+        return TrainResult(
+            out / "model.safetensors", Accuracy(90.0, 99.0, 100, 85.0, 95.0), None, 1.0
+        )
 
     monkeypatch.setattr(ssmprune.cli, "run_training", train)
     return calls
