@@ -1,7 +1,7 @@
 """A searched front against hand-picked schedules, on images that no decision saw.
 
 The searched policy of a target is the member of the front with the highest search accuracy within
-the target. A hand-picked schedule has one ratio, set to the target, and one scorer; the scorer, and
+the target; the space is the shipped one without latency. A hand-picked schedule has one ratio, set to the target, and one scorer; the scorer, and
 of the family the layers, are chosen on the search split, as for the searched policy. The column
 "best of five" lets the family choose once more, on the holdout itself, among its five best.
 """
@@ -31,7 +31,9 @@ TRIALS = 300
 TARGETS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.80)
 SCORERS = ("l1", "l2", "clipped_sum")
 THREE_STAGES = (1, 3, 5)
-FAMILY = tuple(tuple(range(first, last + 1)) for first in range(7) for last in range(first + 1, 7))
+FAMILY = tuple(
+    tuple(range(first, last + 1)) for first in range(3) for last in range(first + 1, first + 4)
+)
 POLICIES = RESULTS / "policies"
 
 
@@ -68,7 +70,9 @@ def run() -> list[dict[str, Any]]:
     evaluators = ModelEvaluators(MODEL, checkpoint, "digits", "cpu", ("top1", "flops"), 128)
     on_search, on_holdout = (evaluators.open(split, threads=2) for split in ("search", "holdout"))
     with tempfile.TemporaryDirectory() as folder:
-        found = search(SPACE, Path(folder) / "run", trials=TRIALS, workers=2, progress=False)
+        space = Path(folder) / "space.yaml"
+        space.write_text(SPACE.read_text().replace(", latency_ms]", "]"))
+        found = search(space, Path(folder) / "run", trials=TRIALS, workers=2, progress=False)
     shutil.rmtree(POLICIES, ignore_errors=True)
     rows = []
     for target in TARGETS:
