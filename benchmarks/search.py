@@ -1,9 +1,10 @@
 """A searched front against hand-picked schedules, on images that no decision saw.
 
 The searched policy of a target is the member of the front with the highest search accuracy within
-the target; the space is the shipped one without latency. A hand-picked schedule has one ratio, set to the target, and one scorer; the scorer, and
-of the family the layers, are chosen on the search split, as for the searched policy. The column
-"best of five" lets the family choose once more, on the holdout itself, among its five best.
+the target; the space is the shipped one without latency. A hand-picked schedule has one ratio, set
+to the target, and one scorer; the scorer, and of the family the layers, are chosen on the search
+split, as for the searched policy. The column "best of five" lets the family choose once more, on
+the holdout itself, among its five best.
 """
 
 from __future__ import annotations
