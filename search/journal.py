@@ -29,7 +29,8 @@ class JournalFile(BaseJournalBackend):
 
     def __init__(self, path: Path):
         self.path = path
-        path.touch()
+        if not path.exists():
+            path.touch()
         self._handle: int | None = None
         self._pending: list[bytes] = []
         self._records, self._bytes = 0, 0  # read so far

@@ -328,6 +328,15 @@ def test_holdout_figures_are_kept_with_their_candidate(make_run: MakeRun) -> Non
     assert [c.holdout for c in candidates(run.path)] == [None, figures, None]
 
 
+def test_reading_candidates_changes_no_file(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    run_to(worker(run), 3)
+    times = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    assert len(candidates(run.path)) == 3
+    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == times
+
+
 def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no directory"):
         candidates(tmp_path / "none")
