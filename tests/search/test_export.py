@@ -10,6 +10,7 @@ import pytest
 
 import ssmprune
 from search.export import annotate, file_name, write_policies
+from search.measurement import LATENCY_BATCH
 from search.outcome import Outcome
 from ssmprune.errors import FileError, UsageError
 
@@ -55,7 +56,7 @@ def test_measured_tells_both_splits_both_rules_and_the_latency_with_its_protocol
     assert latency["ratio_low"] <= latency["ratio"] <= latency["ratio_high"]
     assert (latency["device"], latency["batch_size"], latency["precision"]) == (
         "cpu",
-        32,
+        LATENCY_BATCH,
         "float32",
     )
 
