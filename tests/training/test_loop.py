@@ -123,6 +123,7 @@ def test_train_begins_from_the_given_checkpoint(tmp_path, checkpoint):
     result = train("vim_nano", "digits", tmp_path / "out", still, init=checkpoint)
     begun, ended = load_file(checkpoint), load_file(result.checkpoint)
     assert all(torch.allclose(begun[name], ended[name], atol=1e-9) for name in begun)
+    assert result.before == result.accuracy
 
 
 def test_weights_trained_with_a_policy_fit_the_dense_model(tmp_path, checkpoint):
@@ -158,12 +159,10 @@ def test_train_refuses_data_with_other_classes_than_the_model(tmp_path):
         train("vim_tiny_patch16_224", str(tmp_path / "photos"), tmp_path / "out", SHORT)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path, checkpoint):
-    weights = load_file(checkpoint)
-    weights["head.bias"][0] = math.nan
-    save_file(weights, tmp_path / "bad.safetensors")
-    with pytest.raises(SsmpruneError, match="the loss must be finite, but it is nan"):
-        train("vim_nano", "digits", tmp_path / "out", SHORT, init=tmp_path / "bad.safetensors")
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path):
+    wild = TrainSettings(steps=4, batch_size=2, lr=1e30, warmup_steps=0)
+    with pytest.raises(SsmpruneError, match=r"the loss must be finite, but it is (nan|inf).*lower"):
+        train("vim_nano", "digits", tmp_path / "out", wild)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.json"]
 
 
