@@ -6,6 +6,7 @@ and a wrong call answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +55,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
-    """Entry point of the command `ssmprune`."""
+    """Entry point of the command `ssmprune`.
+
+    torch's idle OpenMP threads wait in busy loops for the cores that the scan's threads need,
+    unless they are told not to before torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="ssmprune")
 
 
