@@ -10,9 +10,9 @@ from torch import Tensor
 from benchmarks.search import MODEL, POLICIES, TARGETS
 from ssmprune.data import open_images
 from ssmprune.measure.accuracy import correct
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
-from ssmprune.models.vim import Vim
 from ssmprune.policy import Alignment, Policy
 from ssmprune.pruning.apply import apply_policy
 
@@ -26,7 +26,7 @@ SETTINGS = {
 }
 
 
-def hits(model: Vim, policy: Policy, alignment: Alignment, loader: Any) -> Tensor:
+def hits(model: Backbone, policy: Policy, alignment: Alignment, loader: Any) -> Tensor:
     apply_policy(model, policy.model_copy(update={"alignment": alignment}))
     return correct(model, loader).double()
 

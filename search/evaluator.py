@@ -86,7 +86,7 @@ class ModelEvaluators:
         torch.set_num_threads(threads)
         images = self._images(split)
         config = find_config(self.model)
-        size = 4 * len(images) * config.channels * config.image_size**2
+        size = 4 * len(images) * config.channels * math.prod(config.image_size)
         if size <= RESIDENT_BYTES:
             images = images.resident(self.device)
         return ModelEvaluator(self, images, dense)

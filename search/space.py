@@ -17,7 +17,8 @@ from pydantic import AfterValidator, Field, model_validator
 from search.measurement import Measurement, Objective
 from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
-from ssmprune.models.zoo import ModelConfig, find_config, model_names
+from ssmprune.models.configs import ModelConfig
+from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Alignment, ModelName, Policy, Scorer, ScorerName, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 

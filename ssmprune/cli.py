@@ -66,7 +66,8 @@ def models(
         table.add_column(column, justify="left" if column == "Model" else "right")
     for row in rows:
         figures = (row["parameters"] / 1e6, row["flops"] / 1e9, row["paper_flops"] / 1e9)
-        places = (str(row["image_size"]), str(row["patches"]))
+        height, width = row["image_size"]
+        places = (f"{height} x {width}", str(row["patches"]))
         table.add_row(row["model"], *places, *(f"{figure:.3f}" for figure in figures))
     show(table)
 

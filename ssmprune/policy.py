@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from ssmprune.errors import PolicyError, unknown_name
-from ssmprune.models.zoo import ModelConfig, find_config, model_names
+from ssmprune.models.configs import ModelConfig
+from ssmprune.models.zoo import find_config, model_names
 from ssmprune.yamlfile import FilePart, YamlFile, parse, write_atomically
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,14 +16,19 @@ class TokenStream:
     Attributes:
         hidden: Values of shape (B, L, D).
         positions: Ascending positions in the unpruned sequence, (B, L) int64.
-        num_tokens: Length of the unpruned sequence.
+        grid: H and W of the unpruned patch tokens.
         prefix_positions: Positions of the tokens that always stay, such as the class token's.
     """
 
     hidden: Tensor
     positions: Tensor
-    num_tokens: int
+    grid: tuple[int, int]
     prefix_positions: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the unpruned sequence."""
+        return self.grid[0] * self.grid[1] + len(self.prefix_positions)
 
     @property
     def is_pruned(self) -> bool:
@@ -39,6 +45,12 @@ class TokenStream:
         columns = [(self.positions == p).to(torch.uint8).argmax(1) for p in self.prefix_positions]
         return take(self.hidden, torch.stack(columns, dim=1))
 
+    def patch_grid(self) -> Tensor:
+        """The patch tokens of an unpruned stream on their grid, of shape (B, H, W, D)."""
+        ends = [-1, *self.prefix_positions, self.num_tokens]
+        spans = [self.hidden[:, a + 1 : b] for a, b in pairwise(ends)]
+        return torch.cat(spans, dim=1).reshape(len(self.hidden), *self.grid, -1)
+
 
 def prefix_mask(positions_BL: Tensor, prefix_positions: tuple[int, ...]) -> Tensor:
     """True where a token is a prefix token, of shape (B, L)."""
@@ -53,3 +65,8 @@ def take(values: Tensor, indices_BM: Tensor) -> Tensor:
     if values.dim() == 2:
         return values.gather(1, indices_BM)
     return values.gather(1, indices_BM[..., None].expand(-1, -1, values.shape[2]))
+
+
+def put(values: Tensor, positions_BM: Tensor, whole: Tensor) -> Tensor:
+    """A copy of `whole`, (B, L, D), with the rows of `values`, (B, M, D), at their positions."""
+    return whole.scatter(1, positions_BM[..., None].expand(-1, -1, whole.shape[2]), values)

@@ -14,7 +14,7 @@ def open_images(
     name: str,
     split: str,
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     channels: int,
     batch_size: int = 64,
     limit: int | None = None,
@@ -28,7 +28,7 @@ def open_images(
         name: `digits`, or the path of a folder with one sub-folder of images per class, or of a
             folder that holds such folders for the splits (see `ssmprune.data.images`).
         split: `train`, `search` (for decisions) or `holdout` (for the last word).
-        image_size: Pixels per side that the model takes.
+        image_size: Height and width in pixels that the model takes.
         channels: Colour channels that the model takes.
         batch_size: Images per batch; the last batch may be smaller.
         limit: Only that many images, the first ones of the order.
@@ -64,7 +64,7 @@ def open_images(
 def open_stream(
     name: str,
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     channels: int,
     batch_size: int,
     seed: int = 0,
@@ -74,7 +74,7 @@ def open_stream(
 
     Args:
         name: As for `open_images`; a folder needs a sub-folder `train`.
-        image_size: Pixels per side that the model takes.
+        image_size: Height and width in pixels that the model takes.
         channels: Colour channels that the model takes.
         batch_size: Images per batch.
         seed: The batch of a step depends on the seed and the step alone.

@@ -159,16 +159,17 @@ class DigitStream:
             start += 1
 
 
-def check_shape(image_size: int, channels: int) -> None:
+def check_shape(image_size: tuple[int, int], channels: int) -> None:
     """Refuse a model that does not take images of 48 x 48 pixels and one channel.
 
     Raises:
         UsageError: The size or the number of channels differs.
     """
-    if (image_size, channels) != (SIZE, CHANNELS):
+    height, width = image_size
+    if (image_size, channels) != ((SIZE, SIZE), CHANNELS):
         raise UsageError(
             f"data set {NAME!r} has images of {SIZE} x {SIZE} pixels with {CHANNELS} channel, but "
-            f"the model takes {image_size} x {image_size} with {channels}; use a model made for "
+            f"the model takes {height} x {width} with {channels}; use a model made for "
             "it, such as vim_nano, or name a folder of images as the data."
         )
 

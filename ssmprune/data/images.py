@@ -65,14 +65,16 @@ class Listing:
         return fingerprint({"classes": self.classes, **transform}, "".join(lines).encode())
 
 
-def check_shape(image_size: int, channels: int) -> int:
+def check_shape(image_size: tuple[int, int], channels: int) -> tuple[int, int]:
     """Refuse a model that folders of images cannot serve; returns the image size.
 
     Raises:
         UsageError: The size is not positive, or the model does not take three channels.
     """
-    if image_size < 1:
-        raise UsageError(f"image_size must be at least 1, got {image_size}.")
+    if min(image_size) < 1:
+        raise UsageError(
+            f"image_size must be at least 1 x 1, got {image_size[0]} x {image_size[1]}."
+        )
     if channels != CHANNELS:
         raise UsageError(
             f"folders of images are read in colour with {CHANNELS} channels, but the model takes "
@@ -82,14 +84,20 @@ def check_shape(image_size: int, channels: int) -> int:
 
 
 def open_folder(
-    root: Path, split: str, *, image_size: int, batch_size: int, limit: int | None, seed: int
+    root: Path,
+    split: str,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    limit: int | None,
+    seed: int,
 ) -> ImageSet:
     """Open a split of a folder: shorter side resized, bicubic, and the centre cropped.
 
     Args:
         root: A folder in one of the module's layouts.
         split: `train`, `search` or `holdout`.
-        image_size: Pixels per side of the crop.
+        image_size: Height and width of the crop in pixels.
         batch_size: Images per batch; the last batch may be smaller.
         limit: Only that many images, the first ones of the order.
         seed: Another seed gives another order of the same images.
@@ -100,7 +108,7 @@ def open_folder(
     listing = list_split(root, split)
     listing = listing[stratified_order(listing.labels, np.random.default_rng(seed))[:limit]]
     transform = create_transform(
-        (CHANNELS, image_size, image_size), interpolation="bicubic", crop_pct=CROP_SHARE
+        (CHANNELS, *image_size), interpolation="bicubic", crop_pct=CROP_SHARE
     )
     return ImageSet(
         name=str(root),
@@ -144,7 +152,7 @@ class FolderStream:
 
     Args:
         root: A folder with a sub-folder `train` that holds the class folders.
-        image_size: Pixels per side.
+        image_size: Height and width in pixels.
         batch_size: Images per batch.
         seed: The batch of a step depends on the seed and the step alone.
 
@@ -152,10 +160,12 @@ class FolderStream:
         DataError: There are no training images, or, on iteration, one that is not readable.
     """
 
-    def __init__(self, root: Path, *, image_size: int, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, image_size: tuple[int, int], batch_size: int, seed: int = 0
+    ) -> None:
         listing = list_split(root, "train")
         transform = create_transform(
-            (CHANNELS, image_size, image_size), is_training=True, interpolation="bicubic"
+            (CHANNELS, *image_size), is_training=True, interpolation="bicubic"
         )
         self.classes = listing.classes
         self.fingerprint = listing.fingerprint(image_size=image_size, stream=True)

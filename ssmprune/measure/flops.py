@@ -2,28 +2,26 @@
 
 One multiply-add is one FLOP, as in fvcore. Two rules:
 
-- `flops` counts what runs: both scan directions, scoring, sorting and gathering included. A scan
+- `flops` counts what runs: every scan direction, scoring, sorting and gathering included. A scan
   costs 9 L E N per direction, a norm 5 per element, a reduction one per element that enters it, a
   sort of L numbers L ceil(log2 L), a gather one per element that is moved. Element-wise work is
   free.
-- `paper_flops` follows the publications of the family. Vim's charge the convolution, x_proj,
-  dt_proj and the scan once per block although Vim runs them twice, a pruned block by the tokens
-  that enter it, and scoring and gathering not at all.
+- `paper_flops` follows the publications of the family, which its own module describes. No family
+  charges scoring and gathering, and all charge a pruned block by the tokens that enter it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from ssmprune.models.zoo import ModelConfig
+from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
-from ssmprune.pruning.apply import PruningPlan
-from ssmprune.pruning.scorers import find_scorer, sort_flops
+from ssmprune.pruning.apply import PruningPlan, PruningStep
 
 NORM_FLOPS = 5  # per element, fvcore's figure for a norm with weights
 SCAN_FLOPS = 9  # per token, channel and state
-_DIRECTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,30 @@ class FlopCount:
         return {operator: total for operator, total in totals.items() if any(total)}
 
 
+class FamilyFlops(Protocol):
+    """How a family is counted: the module `flops_<family>`.
+
+    Attributes:
+        NAMES: Operator of the table by the last module on the path and fvcore's operator.
+    """
+
+    NAMES: dict[tuple[str, str], str]
+
+    def rows(self, config: Any, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
+        """The closed form, for the steps of a policy's plan."""
+
+    def paper_flops(self, operator: str, flops: int, in_proj: int) -> int:
+        """The charge for a traced operator, in a block whose `in_proj` costs as much."""
+
+
+def family_flops(family: str) -> FamilyFlops:
+    """How a family is counted."""
+    from ssmprune.measure import flops_vim  # built on this module
+
+    families: dict[str, FamilyFlops] = {"vim": flops_vim}
+    return families[family]
+
+
 def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
     """Count the FLOPs of one image.
 
@@ -69,38 +91,5 @@ def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
     Raises:
         PolicyError: The policy is for another model.
     """
-    return FlopCount(tuple(_vim_rows(config, policy)))
-
-
-def _vim_rows(config: ModelConfig, policy: Policy | None) -> Iterator[FlopRow]:
-    D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
-    P = len(config.prefix_positions)
     steps = {} if policy is None else PruningPlan.of(policy, config).steps
-    L = config.num_tokens
-    window = config.channels * config.window_size**2
-    patch_embed = config.num_patches * window * D
-    yield FlopRow("patch_embed", "patch_embed", patch_embed, patch_embed)
-    for layer in range(config.depth):
-        step = steps.get(layer)
-        M = L if step is None else step.keep_count
-        part = f"layers.{layer}"
-        yield FlopRow(part, "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
-        yield FlopRow(part, "in_proj", L * D * 2 * E, L * D * 2 * E)
-        for operator, once in (
-            ("conv", L * E * config.d_conv),
-            ("x_proj", L * E * (R + 2 * N)),
-            ("dt_proj", L * R * E),
-            ("scan", SCAN_FLOPS * L * E * N),
-        ):
-            yield FlopRow(part, operator, _DIRECTIONS * once, once)
-        if step is not None:
-            score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
-            yield FlopRow(part, "score", score, 0)
-            yield FlopRow(part, "sort", sort_flops(L) + sort_flops(M), 0)
-            yield FlopRow(part, "gather", M * (E + D + 1), 0)
-        yield FlopRow(part, "out_proj", M * E * D, L * E * D)
-        L = M
-    yield FlopRow("norm_f", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
-    if steps:
-        yield FlopRow("head", "gather", P * L + P * D, 0)
-    yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
+    return FlopCount(tuple(family_flops(config.family).rows(config, steps)))

@@ -11,7 +11,7 @@ from ssmprune.errors import SsmpruneError
 from ssmprune.measure.flops import FlopCount, count_flops
 from ssmprune.measure.latency import Latency, compare_latency
 from ssmprune.measure.trace import trace_flops
-from ssmprune.models.vim import Vim
+from ssmprune.models.backbone import Backbone
 from ssmprune.scan import resolve_backend
 
 
@@ -38,7 +38,7 @@ class Profile:
 
 
 def profile(
-    model: Vim,
+    model: Backbone,
     *,
     batch_size: int = 32,
     repeats: int = 20,
@@ -64,7 +64,8 @@ def profile(
     if counted.by_operator() != traced.by_operator():
         raise SsmpruneError(
             f"closed-form FLOPs must equal the trace, got {counted.by_operator()} and "
-            f"{traced.by_operator()} for {model.config.name}; mend ssmprune/measure/flops.py."
+            f"{traced.by_operator()} for {model.config.name}; mend "
+            f"ssmprune/measure/flops_{model.config.family}.py."
         )
     entering = (model.config.num_tokens,) * (model.config.depth + 1)
     return Profile(
@@ -75,20 +76,19 @@ def profile(
     )
 
 
-def dense_twin(model: Vim) -> Vim:
+def dense_twin(model: Backbone) -> Backbone:
     """The same model without its policy; it shares every weight with `model`."""
     twin = copy.copy(model)
     twin.plan = None
     return twin
 
 
-def _latency(model: Vim, batch_size: int, repeats: int, amp: bool) -> Latency:
-    config, weight = model.config, model.head.weight
+def _latency(model: Backbone, batch_size: int, repeats: int, amp: bool) -> Latency:
+    config, weight = model.config, next(model.parameters())
     images = torch.randn(
         batch_size,
         config.channels,
-        config.image_size,
-        config.image_size,
+        *config.image_size,
         device=weight.device,
         dtype=weight.dtype,
     )

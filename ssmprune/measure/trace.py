@@ -18,8 +18,15 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from ssmprune.errors import SsmpruneError
-from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopCount, FlopRow
-from ssmprune.models.vim import Vim
+from ssmprune.measure.flops import (
+    NORM_FLOPS,
+    SCAN_FLOPS,
+    FamilyFlops,
+    FlopCount,
+    FlopRow,
+    family_flops,
+)
+from ssmprune.models.backbone import Backbone
 from ssmprune.pruning.scorers import sort_flops
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -42,29 +49,18 @@ _FREE = (
     "sub",
 )
 
-# (last module on the path, operator) -> name in the table
-_NAMES = {
-    ("proj", "conv"): "patch_embed",
-    ("norm", "rms_norm"): "norm",
-    ("norm_f", "rms_norm"): "norm",
-    ("in_proj", "linear"): "in_proj",
-    ("x_proj", "linear"): "x_proj",
-    ("x_proj_b", "linear"): "x_proj_b",
-    ("mixer", "linear"): "dt_proj",
-    ("mixer", "causal_conv1d_silu"): "conv",
-    ("mixer", "selective_scan"): "scan",
-    ("out_proj", "linear"): "out_proj",
-    ("head", "linear"): "head",
-    ("", "sum"): "score",
-    ("", "mean"): "score",
-    ("", "index"): "score",
-    ("", "sort"): "sort",
-    ("", "gather"): "gather",
-    ("", "argmax"): "gather",
+# What pruning adds, in every family, by fvcore's operator.
+_PRUNING = {
+    "sum": "score",
+    "mean": "score",
+    "index": "score",
+    "sort": "sort",
+    "gather": "gather",
+    "argmax": "gather",
 }
 
 
-def trace_flops(model: Vim) -> FlopCount:
+def trace_flops(model: Backbone) -> FlopCount:
     """Count the FLOPs of one image by tracing `model`, dense or pruned as it is.
 
     The trace runs on a copy, on the CPU in float32.
@@ -74,7 +70,7 @@ def trace_flops(model: Vim) -> FlopCount:
     """
     config = model.config
     model = copy.deepcopy(model).cpu().float().eval()
-    image = torch.zeros(1, config.channels, config.image_size, config.image_size)
+    image = torch.zeros(1, config.channels, *config.image_size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=TracerWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
@@ -92,10 +88,10 @@ def trace_flops(model: Vim) -> FlopCount:
             f"every operator must have a FLOP count, got {', '.join(sorted(skipped))} in "
             f"{config.name}; give it a handle in {__name__}."
         )
-    return FlopCount(tuple(_rows(counts)))
+    return FlopCount(tuple(_rows(counts, family_flops(config.family))))
 
 
-def _rows(counts: dict[str, dict[str, int]]) -> Iterator[FlopRow]:
+def _rows(counts: dict[str, dict[str, int]], family: FamilyFlops) -> Iterator[FlopRow]:
     """The leaves of fvcore's table, on both rules."""
     own = {
         path: {
@@ -108,22 +104,16 @@ def _rows(counts: dict[str, dict[str, int]]) -> Iterator[FlopRow]:
     for path, operators in own.items():
         layer = re.match(r"layers\.\d+", path)
         part = layer[0] if layer else path.split(".")[0]
+        in_proj = own.get(f"{part}.mixer.in_proj", {}).get("linear", 0)
         for operator, flops in operators.items():
-            if flops:
-                name = _NAMES[path.rpartition(".")[2], operator]
-                paper = _paper_flops(name, flops, own.get(f"{part}.mixer.in_proj", {}))
+            if not flops:
+                continue
+            name = family.NAMES.get((path.rpartition(".")[2], operator))
+            if name is None:
+                yield FlopRow(part, _PRUNING[operator], flops, 0)
+            else:
+                paper = family.paper_flops(name, flops, in_proj)
                 yield FlopRow(part, name.removesuffix("_b"), flops, paper)
-
-
-def _paper_flops(name: str, flops: int, in_proj: dict[str, int]) -> int:
-    """The publications' charge for one row: see `ssmprune.measure.flops`."""
-    if name in ("dt_proj", "conv", "scan"):
-        return flops // 2
-    if name in ("x_proj_b", "score", "sort", "gather"):
-        return 0
-    if name == "out_proj":  # on the tokens that enter the block, as in_proj
-        return in_proj["linear"] // 2
-    return flops
 
 
 def _children(path: str, paths: dict[str, Any]) -> Iterator[str]:

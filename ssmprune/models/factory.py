@@ -12,12 +12,16 @@ from timm.models import register_model
 from torch import nn
 
 from ssmprune.errors import UsageError
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import load_checkpoint
+from ssmprune.models.configs import with_image_size
 from ssmprune.models.vim import Vim
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Policy, load_for
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.scan import Backend
+
+_FAMILIES: dict[str, Callable[[Any, Backend], Backbone]] = {"vim": Vim}
 
 
 def create_model(
@@ -26,8 +30,9 @@ def create_model(
     policy: Policy | str | Path | None = None,
     *,
     num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     backend: Backend = "auto",
-) -> Vim:
+) -> Backbone:
     """Build a model of the zoo.
 
     Args:
@@ -35,17 +40,21 @@ def create_model(
         checkpoint: File with its weights; without one the weights are random.
         policy: A policy or the path of a policy file, applied to the model.
         num_classes: Size of the classifier, where it differs from the model's own.
+        image_size: Height and width of the images in pixels, or both in one number, where they
+            differ from the model's own.
         backend: The scan's backend.
 
     Raises:
-        UsageError: The model or the backend is unknown.
+        UsageError: The model or the backend is unknown, or patches do not cover the image size.
         CheckpointError: The checkpoint cannot be read or does not fit.
         PolicyError: The policy cannot be read or is for another model.
     """
     config = find_config(name)
     if num_classes is not None:
         config = replace(config, num_classes=num_classes)
-    model = Vim(config, backend)
+    if image_size is not None:
+        config = with_image_size(config, image_size)
+    model = _FAMILIES[config.family](config, backend)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     if policy is not None:
@@ -58,6 +67,7 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
         pretrained: bool = False,
         policy: Policy | str | None = None,
         num_classes: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Any = None,
         cache_dir: Any = None,
@@ -67,7 +77,7 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
                 f"weights must come from a file, got pretrained=True for {name}; "
                 "use checkpoint_path=."
             )
-        return create_model(name, policy=policy, num_classes=num_classes)
+        return create_model(name, policy=policy, num_classes=num_classes, image_size=img_size)
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"The model {name}, dense or with `policy`."

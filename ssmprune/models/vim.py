@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmprune.models.zoo import VimConfig
+from ssmprune.models.backbone import Backbone
+from ssmprune.models.configs import VimConfig
+from ssmprune.models.layers import fit_pos_embed
 from ssmprune.pruning.alignment import AlignedTokens
-from ssmprune.pruning.apply import PruningPlan
 from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
-from ssmprune.tokens import TokenStream, prefix_mask, take
+from ssmprune.tokens import TokenStream, prefix_mask, put, take
 
 _NORM_EPS = 1e-5
 
@@ -166,20 +167,13 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.embed_dim)
 
 
-class Vim(nn.Module):
-    """A Vim classifier.
+class Vim(Backbone):
+    """A Vim classifier."""
 
-    Attributes:
-        config: The model's configuration.
-        backend: The scan's backend.
-        plan: What to prune after which block; None for dense.
-    """
+    config: VimConfig
 
     def __init__(self, config: VimConfig, backend: Backend = "auto"):
-        super().__init__()
-        self.config = config
-        self.backend: Backend = backend
-        self.plan: PruningPlan | None = None
+        super().__init__(config, backend)
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.embed_dim) * 0.2)
         self.pos_embed = nn.Parameter(torch.randn(1, config.num_tokens, config.embed_dim) * 0.2)
@@ -196,17 +190,13 @@ class Vim(nn.Module):
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1) + self.pos_embed
 
-    def forward_features(self, images: Tensor) -> TokenStream:
-        """The tokens that are left, after the final norm.
-
-        Args:
-            images: Batch of shape (B, channels, image_size, image_size).
-        """
+    def encode(self, images: Tensor, restore: bool) -> TokenStream:
         hidden = self.embed(images)
         residual = torch.zeros_like(hidden)
-        num_tokens = hidden.shape[1]
-        positions = torch.arange(num_tokens, device=hidden.device).expand(hidden.shape[0], -1)
+        everywhere = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        positions = everywhere
         aligned: AlignedTokens | None = None
+        whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, block in enumerate(cast(Iterable[Block], self.layers)):
             residual = residual + hidden
             step = None if self.plan is None else self.plan.steps.get(index)
@@ -217,18 +207,27 @@ class Vim(nn.Module):
                 steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
                 features = Features(mixed.y, steps, positions, prefix, index, step.scorer.seed)
                 kept = step.select(features)
+                if restore:
+                    whole = residual if whole is None else put(residual, positions, whole)
                 gated, residual = take(gated, kept), take(residual, kept)
                 positions = take(positions, kept)
-                aligned = AlignedTokens.of(self.plan.alignment, positions, num_tokens)
+                aligned = AlignedTokens.of(self.plan.alignment, positions, everywhere.shape[1])
             hidden = block.mixer.out_proj(gated) * 0.5  # the mean of both directions
-        normed = self.norm_f(residual + hidden)
-        return TokenStream(normed, positions, num_tokens, self.config.prefix_positions)
+        residual = residual + hidden
+        if whole is not None:
+            residual, positions = put(residual, positions, whole), everywhere
+        normed = self.norm_f(residual)
+        return TokenStream(normed, positions, self.config.grid, self.config.prefix_positions)
 
     def forward_head(self, stream: TokenStream) -> Tensor:
         """Logits of shape (B, num_classes), from the class token."""
         logits: Tensor = self.head(stream.prefix_tokens()[:, 0])
         return logits
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (B, num_classes)."""
-        return self.forward_head(self.forward_features(images))
+    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize a position embedding that was trained on another, square grid.
+
+        As the official fine-tuning script does it: row 0 stays first, though the class token
+        stands in the middle; the other rows are resized as the grid.
+        """
+        return fit_pos_embed(weights, self.config.grid, prefix_rows=1)

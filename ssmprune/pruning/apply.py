@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ssmprune.errors import PolicyError
-from ssmprune.models.zoo import ModelConfig
+from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Alignment, Policy, Scorer
 from ssmprune.pruning.scorers import Features, find_scorer
 from ssmprune.pruning.select import select_tokens

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from ssmprune.data import ImageSet, TrainingStream, open_images, open_stream
 from ssmprune.errors import SsmpruneError, UsageError
 from ssmprune.measure.accuracy import Accuracy, evaluate
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import checkpoint_sha256
 from ssmprune.models.factory import create_model
-from ssmprune.models.vim import Vim
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, load_for
 from ssmprune.training.directory import TrainDirectory
@@ -92,7 +92,7 @@ def train(
     if policy is not None and not isinstance(policy, Policy):
         policy = load_for(policy, model)
     config = find_config(model)
-    shape = {"image_size": config.image_size, "channels": config.channels}
+    shape: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
     stream = open_stream(
         data,
         **shape,
@@ -162,7 +162,7 @@ class Trainer:
         shards: Parts of a batch that are computed at the same time, each in a thread of its own.
     """
 
-    def __init__(self, model: Vim, settings: TrainSettings, shards: int = 1) -> None:
+    def __init__(self, model: Backbone, settings: TrainSettings, shards: int = 1) -> None:
         self.model = model
         self.settings = settings
         self.device = next(model.parameters()).device

@@ -8,7 +8,7 @@ from ssmprune.data import open_images, open_stream
 from ssmprune.data.digits import DigitStream, sources
 from ssmprune.errors import UsageError
 
-SHAPE = {"image_size": 48, "channels": 1}
+SHAPE = {"image_size": (48, 48), "channels": 1}
 
 
 def gather(image_set):
@@ -132,7 +132,7 @@ def test_curriculum_grows_from_clean_to_full_clutter():
 
 
 @pytest.mark.parametrize(
-    "shape", [{"image_size": 224, "channels": 1}, {"image_size": 48, "channels": 3}]
+    "shape", [{"image_size": (224, 224), "channels": 1}, {"image_size": (48, 48), "channels": 3}]
 )
 def test_digits_refuse_a_model_of_another_shape(shape):
     for open_them in (

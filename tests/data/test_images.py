@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from ssmprune.data import open_images, open_stream
 from ssmprune.errors import DataError, UsageError
 
-SHAPE = {"image_size": 32, "channels": 3}
+SHAPE = {"image_size": (32, 32), "channels": 3}
 
 
 def write_images(folder, count, first=0, size=(50, 40)):
@@ -179,7 +179,7 @@ def test_stream_names_an_unreadable_image_without_a_traceback(tmp_path):
     ],
 )
 def test_open_images_refuses_what_it_cannot_open(arguments, error, message):
-    call = {"name": "digits", "split": "search", "image_size": 48, "channels": 1} | arguments
+    call = {"name": "digits", "split": "search", "image_size": (48, 48), "channels": 1} | arguments
     with pytest.raises(error, match=message):
         open_images(**call)
 
@@ -187,8 +187,8 @@ def test_open_images_refuses_what_it_cannot_open(arguments, error, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"image_size": 32, "channels": 1}, "3 channels, but the model takes 1"),
-        ({"image_size": 0, "channels": 3}, "image_size must be at least 1, got 0"),
+        ({"image_size": (32, 32), "channels": 1}, "3 channels, but the model takes 1"),
+        ({"image_size": (32, 0), "channels": 3}, "must be at least 1 x 1, got 32 x 0"),
     ],
 )
 def test_folders_refuse_a_model_of_another_shape(folder, shape, message):

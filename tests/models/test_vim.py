@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from ssmprune.models.configs import VimConfig
 from ssmprune.models.vim import Vim
-from ssmprune.models.zoo import VimConfig
 from ssmprune.scan import reference
 from tests.conftest import relative_error
 
@@ -15,7 +15,7 @@ def build(golden, name: str, dtype: torch.dtype) -> Vim:
     settings = golden.config
     config = VimConfig(
         name=name,
-        image_size=settings["img_size"],
+        image_size=(settings["img_size"],) * 2,
         window_size=settings["patch_size"],
         stride=settings["stride"],
         embed_dim=settings["embed_dim"],

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssmprune.models.configs import VimConfig
 from ssmprune.models.vim import Mixer
-from ssmprune.models.zoo import VimConfig
 from ssmprune.policy import Alignment
 from ssmprune.pruning.alignment import AlignedTokens, gap_counts
 from ssmprune.scan import selective_scan

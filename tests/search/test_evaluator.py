@@ -48,7 +48,7 @@ def make_evaluator(checkpoint: Path):
 def test_measurement_is_that_of_the_pruned_model(make_evaluator, checkpoint: Path) -> None:
     found = make_evaluator("top1", "flops")(PRUNED)
     model = create_model("vim_nano", checkpoint=checkpoint, policy=PRUNED)
-    images = open_images("digits", "search", image_size=48, channels=1, batch_size=128)
+    images = open_images("digits", "search", image_size=(48, 48), channels=1, batch_size=128)
     accuracy = evaluate(model, images.loader)
     count, dense = count_flops(model.config, PRUNED), count_flops(model.config)
     assert (found.top1, found.top1_low, found.top1_high, found.images) == (

@@ -177,7 +177,9 @@ def test_progress_goes_to_stderr_in_plain_lines(tmp_path, capsys):
 
 def test_trainer_learns_a_batch_by_heart():
     torch.manual_seed(0)
-    images, labels = next(open_stream("digits", image_size=48, channels=1, batch_size=4).batches())
+    images, labels = next(
+        open_stream("digits", image_size=(48, 48), channels=1, batch_size=4).batches()
+    )
     trainer = Trainer(
         create_model("vim_nano"), TrainSettings(steps=20, lr=2e-3, warmup_steps=2, batch_size=4)
     )
@@ -186,7 +188,7 @@ def test_trainer_learns_a_batch_by_heart():
 
 
 def test_shards_of_a_batch_compute_what_the_whole_does():
-    stream = open_stream("digits", image_size=48, channels=1, batch_size=5)
+    stream = open_stream("digits", image_size=(48, 48), channels=1, batch_size=5)
     losses = []
     for shards in (1, 2):
         torch.manual_seed(0)

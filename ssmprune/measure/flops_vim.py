@@ -1,0 +1,75 @@
+"""FLOPs of Vim in closed form, and what its publications charge.
+
+They charge the convolution, x_proj, dt_proj and the scan once per block although Vim runs them
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopRow
+from ssmprune.models.configs import VimConfig
+from ssmprune.pruning.apply import PruningStep
+from ssmprune.pruning.scorers import find_scorer, sort_flops
+
+_DIRECTIONS = 2
+
+NAMES = {
+    ("proj", "conv"): "patch_embed",
+    ("norm", "rms_norm"): "norm",
+    ("norm_f", "rms_norm"): "norm",
+    ("in_proj", "linear"): "in_proj",
+    ("x_proj", "linear"): "x_proj",
+    ("x_proj_b", "linear"): "x_proj_b",
+    ("mixer", "linear"): "dt_proj",
+    ("mixer", "causal_conv1d_silu"): "conv",
+    ("mixer", "selective_scan"): "scan",
+    ("out_proj", "linear"): "out_proj",
+    ("head", "linear"): "head",
+}
+
+
+def rows(config: VimConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
+    """Every operator of the model, block by block."""
+    D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
+    P = len(config.prefix_positions)
+    L = config.num_tokens
+    window = config.channels * config.window_size**2
+    patch_embed = config.num_patches * window * D
+    yield FlopRow("patch_embed", "patch_embed", patch_embed, patch_embed)
+    for layer in range(config.depth):
+        step = steps.get(layer)
+        M = L if step is None else step.keep_count
+        part = f"layers.{layer}"
+        yield FlopRow(part, "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
+        yield FlopRow(part, "in_proj", L * D * 2 * E, L * D * 2 * E)
+        for operator, once in (
+            ("conv", L * E * config.d_conv),
+            ("x_proj", L * E * (R + 2 * N)),
+            ("dt_proj", L * R * E),
+            ("scan", SCAN_FLOPS * L * E * N),
+        ):
+            yield FlopRow(part, operator, _DIRECTIONS * once, once)
+        if step is not None:
+            score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
+            yield FlopRow(part, "score", score, 0)
+            yield FlopRow(part, "sort", sort_flops(L) + sort_flops(M), 0)
+            yield FlopRow(part, "gather", M * (E + D + 1), 0)
+        yield FlopRow(part, "out_proj", M * E * D, L * E * D)
+        L = M
+    yield FlopRow("norm_f", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
+    if steps:
+        yield FlopRow("head", "gather", P * L + P * D, 0)
+    yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
+
+
+def paper_flops(operator: str, flops: int, in_proj: int) -> int:
+    """The publications' charge for a traced operator."""
+    if operator in ("dt_proj", "conv", "scan"):
+        return flops // 2
+    if operator == "x_proj_b":
+        return 0
+    if operator == "out_proj":  # on the tokens that enter the block, as in_proj
+        return in_proj // 2
+    return flops

@@ -1,0 +1,74 @@
+"""What every model is: a backbone that follows a pruning plan, with a classifier on top."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, overload
+
+from torch import Tensor, nn
+
+from ssmprune.models.configs import ModelConfig
+from ssmprune.pruning.apply import PruningPlan
+from ssmprune.scan import Backend
+from ssmprune.tokens import TokenStream
+
+
+class Backbone(nn.Module, ABC):
+    """A classifier of one family.
+
+    Attributes:
+        config: The model's configuration.
+        backend: The scan's backend.
+        plan: What to prune after which block; None for dense.
+    """
+
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig, backend: Backend = "auto"):
+        super().__init__()
+        self.config = config
+        self.backend: Backend = backend
+        self.plan: PruningPlan | None = None
+
+    @abstractmethod
+    def encode(self, images: Tensor, restore: bool) -> TokenStream:
+        """The tokens after the final norm: those that are left, or with `restore` all of them.
+
+        Args:
+            images: Batch of shape (B, channels, height, width).
+            restore: Put every pruned token back, with the value of the residual stream that it
+                entered its last block with.
+        """
+
+    @abstractmethod
+    def forward_head(self, stream: TokenStream) -> Tensor:
+        """Logits of shape (B, num_classes)."""
+
+    @overload
+    def forward_features(self, images: Tensor, restore: Literal[False] = False) -> TokenStream: ...
+
+    @overload
+    def forward_features(self, images: Tensor, restore: Literal[True]) -> Tensor: ...
+
+    def forward_features(self, images: Tensor, restore: bool = False) -> TokenStream | Tensor:
+        """The tokens that are left, or the whole grid for heads that need every patch.
+
+        Args:
+            images: Batch of shape (B, channels, height, width).
+            restore: Return the patch tokens as a grid of shape (B, H, W, D), the pruned ones with
+                the value of the residual stream that they entered their last block with. All
+                have passed the final norm, so that they are on one scale.
+        """
+        stream = self.encode(images, restore)
+        return stream.patch_grid() if restore else stream
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (B, num_classes)."""
+        return self.forward_head(self.encode(images, restore=False))
+
+    def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a checkpoint under this model's names, in its shapes where they can be.
+
+        What cannot be adapted stays as it is.
+        """
+        return weights

@@ -1,0 +1,135 @@
+"""What describes a model, family by family, as data that needs no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import ClassVar, TypeVar
+
+from ssmprune.errors import UsageError
+
+Config = TypeVar("Config", bound="ModelConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """What the configurations of all families hold.
+
+    Attributes:
+        family: Name of the architecture.
+        prunable: Whether tokens can leave between the blocks.
+        image_size: Height and width of the input in pixels.
+    """
+
+    family: ClassVar[str]
+    prunable: ClassVar[bool] = True
+
+    name: str
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    num_classes: int = 1000
+
+    @property
+    @abstractmethod
+    def embed_dim(self) -> int:
+        """D, width of the tokens that leave the last block."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Blocks of the model."""
+
+    @abstractmethod
+    def fits(self, side: int) -> bool:
+        """Whether patches cover a side of `side` pixels without a rest."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """H and W, the rows and columns of patch tokens."""
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_positions(self) -> tuple[int, ...]:
+        """Positions of the tokens that no policy may remove, such as the class token's."""
+        return ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_patches + len(self.prefix_positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VimConfig(ModelConfig):
+    """A Vim (Zhu et al., arXiv 2401.09417): bidirectional Mamba blocks, class token in the middle.
+
+    Attributes:
+        window_size: Side of the patch embedding's kernel in pixels.
+        stride: Distance of two patches in pixels.
+        padding: Zero padding of the image in pixels.
+        d_state: N, states per channel.
+        d_conv: Taps of the causal convolution.
+        expand: E / D.
+    """
+
+    family: ClassVar[str] = "vim"
+
+    window_size: int = 16
+    stride: int = 16
+    padding: int = 0
+    embed_dim: int = 192
+    depth: int = 24
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+
+    def fits(self, side: int) -> bool:
+        rest = side + 2 * self.padding - self.window_size
+        return rest >= 0 and rest % self.stride == 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = (
+            (side + 2 * self.padding - self.window_size) // self.stride + 1
+            for side in self.image_size
+        )
+        return height, width
+
+    @property
+    def prefix_positions(self) -> tuple[int, ...]:
+        """The class token's position."""
+        return (self.num_patches // 2,)
+
+    @property
+    def inner_dim(self) -> int:
+        return self.expand * self.embed_dim
+
+    @property
+    def dt_rank(self) -> int:
+        return -(-self.embed_dim // 16)
+
+
+def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config:
+    """The same model for images of another size.
+
+    Args:
+        image_size: Height and width in pixels, or both in one number.
+
+    Raises:
+        UsageError: Patches do not cover such an image; sizes near it are named.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for side in (height, width):
+        if not config.fits(side):
+            below = next((n for n in range(side - 1, 0, -1) if config.fits(n)), None)
+            above = next(n for n in count(max(side, 1)) if config.fits(n))
+            near = f"{above}" if below is None else f"{below} or {above}"
+            raise UsageError(
+                f"image_size must be whole patches of {config.name}, got {side} in "
+                f"{height} x {width}; use {near}."
+            )
+    return replace(config, image_size=(height, width))
