@@ -25,14 +25,20 @@ class Golden(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def load_golden():
-    """Reads a golden file by name; skips where the goldens are not at hand."""
+def goldens_folder() -> Path:
+    """The folder of the reference numbers; skips where they are not at hand."""
     folder = Path(os.environ.get("SSMPRUNE_GOLDENS", ROOT.parent / "shared" / "goldens"))
     if not folder.is_dir():
         pytest.skip(f"no goldens: set SSMPRUNE_GOLDENS, or put them at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_golden(goldens_folder):
+    """Reads a golden file by name."""
 
     def load(name: str) -> Golden:
-        with np.load(folder / name) as file:
+        with np.load(goldens_folder / name) as file:
             config = json.loads(str(file["config_json"])) if "config_json" in file else {}
             numeric = (k for k in file.files if file[k].dtype.kind in "fiu")
             return Golden(config, {key: torch.from_numpy(file[key]) for key in numeric})
