@@ -55,14 +55,11 @@ def pruning_key(policy: Policy) -> Hashable:
 
     Stages that remove nothing do not count, nor do scorer and alignment where nothing is removed.
     """
-    tokens = find_config(policy.model).num_patches
     stages = []
-    for stage, kept in zip(policy.stages, policy.keep_counts(tokens), strict=True):
-        if kept < tokens:
-            scorer = policy.stage_scorer(stage)
-            seed = scorer.seed if scorer.name == "random" else None
-            stages.append((stage.layer, kept, scorer.name, seed))
-        tokens = kept
+    for stage, kept in policy.effective_stages(find_config(policy.model)):
+        scorer = policy.stage_scorer(stage)
+        seed = scorer.seed if scorer.name == "random" else None
+        stages.append((stage.layer, kept, scorer.name, seed))
     alignment = policy.alignment
     strength = 0.0 if alignment.decay == "none" else alignment.strength
     decay = "none" if strength == 0 else alignment.decay

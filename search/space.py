@@ -189,6 +189,11 @@ class SearchSpace(FilePart):
 
     schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
     model: ModelName = Field(description="the name of a model of `ssmprune models`")
+    reduction: Literal["tokens", "grid"] = Field(
+        default="tokens",
+        description="tokens: tokens leave for good; grid: for hierarchical models, a block scans "
+        "a regular subset of its rows and columns",
+    )
     ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
     scorer: Annotated[tuple[ScorerName, ...], AfterValidator(_distinct)] = _choices(
         "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
@@ -226,7 +231,7 @@ class SearchSpace(FilePart):
     @classmethod
     def _parse(cls, file: YamlFile) -> SearchSpace:
         space = parse(file, cls, SpaceError, list(_misplaced_layers(file)))
-        faults = list(space._schedule_faults(file))
+        faults = [*space._reduction_faults(file), *space._schedule_faults(file)]
         if faults:
             raise SpaceError("\n".join(faults))
         return space
@@ -299,7 +304,7 @@ class SearchSpace(FilePart):
         ratios = self.ratios
         everywhere = ratios.layers if ratios.per == "layer" else ratios.layers[: ratios.stages]
         stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in everywhere)
-        policy = Policy(model=self.model, stages=stages, scorer=Scorer(name=self.scorer[0]))
+        policy = self._policy(stages, self.scorer[0], Alignment())
         trial = FixedTrial(self.params(policy))
         self.suggest(trial)
         return trial.distributions
@@ -319,18 +324,21 @@ class SearchSpace(FilePart):
 
     def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         """One policy for all settings that do the same: what changes nothing gets its default."""
-        kept, tokens = [], self.config.num_patches
-        for stage in stages:
-            left = stage.keep(tokens)
-            if left < tokens:
-                kept.append(stage)
-            tokens = left
+        policy = self._policy(stages, scorer, alignment)
+        kept = [stage for stage, _ in policy.effective_stages(self.config)]
         if not kept:
             scorer, alignment = self.scorer[0], Alignment()
         elif alignment.decay == "none":
             alignment = Alignment(conv=alignment.conv)
+        return self._policy(kept, scorer, alignment)
+
+    def _policy(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         return Policy(
-            model=self.model, stages=tuple(kept), scorer=Scorer(name=scorer), alignment=alignment
+            model=self.model,
+            reduction=self.reduction,
+            stages=tuple(stages),
+            scorer=Scorer(name=scorer),
+            alignment=alignment,
         )
 
     def flops_ratio(self, policy: Policy) -> float:
@@ -386,6 +394,11 @@ class SearchSpace(FilePart):
                     f"layer must be one of ratios.layers, got {stage.layer}; "
                     f"the layers are {list(ratios.layers)}"
                 )
+            if stage.scorer is not None and self.reduction == "grid":
+                return (
+                    "scorer must not be given with `reduction: grid`, "
+                    f"got {stage.scorer.name!r}; remove it"
+                )
             if stage.keep_ratio not in ratios.grid():
                 return (
                     f"keep_ratio must be one of {ratios.low}, {ratios.low + ratios.step:g}, ... "
@@ -398,6 +411,21 @@ class SearchSpace(FilePart):
         if ratios.stages is not None and not stages and ratios.high < 1:
             return "stages must not be empty where ratios.high is below 1.0; raise high"
         return None
+
+    def _reduction_faults(self, file: YamlFile) -> Iterator[str]:
+        fitting = "tokens" if self.config.prunable else "grid"
+        if self.reduction != fitting:
+            yield (
+                f"reduction must be {fitting} for {self.model}, got {self.reduction} at "
+                f"{file.at(('reduction',))}; write `reduction: {fitting}`."
+            )
+        if self.reduction == "grid":
+            for key in ("scorer", "alignment"):
+                if getattr(self, key) != SearchSpace.model_fields[key].default:
+                    yield (
+                        f"{key} must not be given with `reduction: grid`, where no token is scored "
+                        f"or leaves a gap, got one at {file.at((key,))}; remove it."
+                    )
 
     def _schedule_faults(self, file: YamlFile) -> Iterator[str]:
         for index, schedule in enumerate(self.schedules):

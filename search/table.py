@@ -92,20 +92,24 @@ def to_table(
 
 
 def tokens_text(policy: Policy) -> str:
-    """Patch tokens left after each stage: `0:52 3:31`."""
-    counts = policy.keep_counts(find_config(policy.model).num_patches)
+    """Patch tokens that each stage leaves, or has scanned: `0:52 3:31`."""
+    counts = policy.keep_counts(find_config(policy.model))
     pairs = zip(policy.stages, counts, strict=True)
     return " ".join(f"{stage.layer}:{count}" for stage, count in pairs)
 
 
 def scorer_text(policy: Policy) -> str:
-    """The scorer's name; those of all stages where they differ."""
+    """The scorer's name; those of all stages where they differ; `none` for a grid policy."""
+    if policy.reduction == "grid":
+        return "none"
     names = [policy.stage_scorer(stage).name for stage in policy.stages]
     return "/".join(names if len(set(names)) > 1 else names[:1]) or policy.scorer.name
 
 
 def alignment_text(policy: Policy) -> str:
-    """The alignment in words: `none compact`, `zero_input 0.5 position`."""
+    """The alignment in words: `none compact`, `zero_input 0.5 position`, or `grid`."""
+    if policy.reduction == "grid":
+        return "grid"
     alignment = policy.alignment
     strength = "" if alignment.decay == "none" else f" {alignment.strength:g}"
     return f"{alignment.decay}{strength} {alignment.conv}"

@@ -229,7 +229,7 @@ def profile(
     show(
         _flops_table(costs),
         "",
-        f"[bold]Tokens entering each layer[/]\n{tokens}; leaving the model {costs.tokens[-1]}",
+        f"[bold]Tokens that each layer scans[/]\n{tokens}; leaving the model {costs.tokens[-1]}",
     )
     if costs.latency is not None:
         show("", _latency_text(costs.latency))

@@ -1,5 +1,8 @@
 """A pruning policy: which tokens leave after which layer, and how the scan crosses the gaps.
 
+For hierarchical models, which need whole grids between their blocks: which blocks scan a share of
+the grid only.
+
 The file format is `ssmprune.policy/1`; `Policy.load` reads it, `Policy.save` writes it. This is
 the only place where ratios become token counts.
 """
@@ -7,7 +10,7 @@ the only place where ratios become token counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +27,7 @@ from pydantic import (
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.yamlfile import FilePart, YamlFile, parse, write_atomically
+from ssmprune.yamlfile import FilePart, Location, YamlFile, parse, write_atomically
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 
@@ -60,14 +63,21 @@ class Scorer(FilePart):
 
 
 class Stage(FilePart):
-    """One pruning step: tokens leave after block `layer`."""
+    """One pruning step: tokens leave after block `layer`, or block `layer` scans fewer of them."""
 
-    layer: int = Field(ge=0, description="the block after which tokens leave, counted from 0")
+    layer: int = Field(
+        ge=0,
+        description="the block after which tokens leave, counted from 0; "
+        "with `reduction: grid` the block that scans a share of its tokens",
+    )
     keep_ratio: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="share of the patch tokens entering the stage that stay; 1.0 keeps every token",
+        description="share of the patch tokens entering the stage that stay; "
+        "with `reduction: grid` share of the block's tokens that are scanned: "
+        "ceil(sqrt(keep_ratio) * n) of its n rows and of its n columns, evenly spaced; "
+        "1.0 keeps every token",
     )
     keep_count: int | None = Field(
         default=None, ge=1, description="the exact number of patch tokens that stay, 1 or more"
@@ -89,7 +99,18 @@ class Stage(FilePart):
         """Patch tokens that stay of `entering`: the exact count, or ceil(ratio * entering)."""
         if self.keep_count is not None:
             return self.keep_count
-        return math.ceil(Fraction(repr(float(self.keep_ratio or 1))) * entering)
+        return math.ceil(self._ratio * entering)
+
+    def keep_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that are scanned: ceil(sqrt(ratio) * n) of n."""
+        rows, columns = (
+            math.isqrt(math.ceil(self._ratio * n * n) - 1) + 1 for n in (height, width)
+        )
+        return rows, columns
+
+    @property
+    def _ratio(self) -> Fraction:
+        return Fraction(repr(float(self.keep_ratio or 1)))
 
 
 class Alignment(FilePart):
@@ -117,6 +138,11 @@ class Policy(FilePart):
         description="the name of a model of `ssmprune models`",
         json_schema_extra=lambda schema: schema.update(enum=[*model_names()]),
     )
+    reduction: Literal["tokens", "grid"] = Field(
+        default="tokens",
+        description="tokens: tokens leave for good; grid: for hierarchical models, a block scans "
+        "a regular subset of its rows and columns and spreads the result over the whole grid",
+    )
     stages: tuple[Stage, ...] = Field(
         strict=False, description="a list of stages, such as - {layer: 4, keep_ratio: 0.8}"
     )
@@ -131,8 +157,7 @@ class Policy(FilePart):
     def _fits_model(self, info: ValidationInfo) -> Policy:
         if isinstance(info.context, YamlFile):  # `_parse` tells these with their lines
             return self
-        stages = [stage.model_dump() for stage in self.stages]
-        faults = [fault for _, fault in _stage_faults(stages, find_config(self.model))]
+        faults = [fault for _, fault in _faults(self.model_dump(), find_config(self.model))]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -141,28 +166,40 @@ class Policy(FilePart):
         """The scorer that decides at `stage`."""
         return stage.scorer or self.scorer
 
-    def keep_counts(self, num_patches: int) -> tuple[int, ...]:
-        """Patch tokens left after each stage, for a model that starts with `num_patches`."""
-        counts = []
+    def keep_counts(self, config: ModelConfig) -> tuple[int, ...]:
+        """Patch tokens that are left after each stage; with `reduction: grid`, scanned at each."""
+        return tuple(kept for _, kept in self._steps(config))
+
+    def effective_stages(self, config: ModelConfig) -> tuple[tuple[Stage, int], ...]:
+        """The stages that remove anything, each with the patch tokens that it keeps."""
+        pairs = zip(self.stages, self._steps(config), strict=True)
+        return tuple((stage, kept) for stage, (entering, kept) in pairs if kept < entering)
+
+    def _steps(self, config: ModelConfig) -> Iterator[tuple[int, int]]:
+        """Patch tokens before and after each stage."""
+        tokens = config.num_patches
         for stage in self.stages:
-            num_patches = stage.keep(num_patches)
-            counts.append(num_patches)
-        return tuple(counts)
+            if self.reduction == "grid":
+                grid = config.block_grids[stage.layer]
+                yield math.prod(grid), math.prod(stage.keep_grid(*grid))
+            else:
+                entering, tokens = tokens, stage.keep(tokens)
+                yield entering, tokens
 
     def entering_tokens(self, config: ModelConfig) -> tuple[int, ...]:
-        """Tokens that enter each block, prefix tokens included; last, those that leave the model.
+        """Tokens that each block scans, prefix tokens included; last, those that leave the model.
 
         Returns:
             `depth + 1` counts.
         """
-        left = dict(
-            zip((s.layer for s in self.stages), self.keep_counts(config.num_patches), strict=True)
-        )
-        tokens = [config.num_tokens]
-        for layer in range(config.depth):
-            kept = left.get(layer)
-            tokens.append(tokens[-1] if kept is None else kept + len(config.prefix_positions))
-        return tuple(tokens)
+        scanned = list(config.block_tokens)
+        for stage, kept in self.effective_stages(config):
+            if self.reduction == "grid":
+                scanned[stage.layer] = kept
+            else:
+                left = kept + len(config.prefix_positions)
+                scanned[stage.layer + 1 :] = [left] * (config.depth - stage.layer)
+        return tuple(scanned)
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -185,20 +222,21 @@ class Policy(FilePart):
 
     @classmethod
     def _parse(cls, file: YamlFile) -> Policy:
-        stages, name = file.data.get("stages"), file.data.get("model")
+        name = file.data.get("model")
         misplaced: list[str] = []
-        if isinstance(stages, list) and isinstance(name, str) and name in model_names():
-            for index, fault in _stage_faults(stages, find_config(name)):
+        if isinstance(name, str) and name in model_names():
+            for location, fault in _faults(file.data, find_config(name)):
                 rule, _, remedy = fault.partition("; ")
-                misplaced.append(f"{rule} at {file.at(('stages', index))}; {remedy}.")
+                misplaced.append(f"{rule} at {file.at(location)}; {remedy}.")
         return parse(file, cls, PolicyError, misplaced)
 
     def to_yaml(self) -> str:
         """The policy as a file of the format, with defaults written out."""
-        data = self.model_dump(by_alias=True, exclude_none=True, mode="json")
-        for part in [data["scorer"], *(s["scorer"] for s in data["stages"] if "scorer" in s)]:
-            if part["name"] != "random":
-                del part["seed"]
+        idle = {"scorer", "alignment"} if self.reduction == "grid" else set()
+        data = self.model_dump(by_alias=True, exclude_none=True, exclude=idle, mode="json")
+        for part in (data, *data["stages"]):
+            if "scorer" in part and part["scorer"]["name"] != "random":
+                del part["scorer"]["seed"]
         return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
 
     def save(self, path: str | Path) -> None:
@@ -206,36 +244,94 @@ class Policy(FilePart):
         write_atomically(Path(path), self.to_yaml())
 
 
-def _stage_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[tuple[int, str]]:
-    """Stages that do not fit each other or the model: index and sentence.
+def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:
+    """What does not fit together or the model in a policy: place and sentence.
 
     Values that break a rule of their own are passed over; pydantic tells those.
     """
-    previous, tokens = -1, config.num_patches
+    stages = data.get("stages")
+    stages = stages if isinstance(stages, Sequence) and not isinstance(stages, str) else ()
+    yield from _layer_faults(stages, config)
+    if data.get("reduction") == "grid":
+        yield from _grid_faults(data, stages, config)
+        return
+    if stages and not config.prunable:
+        yield (
+            ("reduction",),
+            f"reduction must be grid for {config.name}, which needs whole grids between its "
+            "blocks, got tokens; write `reduction: grid`",
+        )
+        return
+    yield from _count_faults(stages, config.num_patches)
+
+
+def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:
+    previous = -1
     for index, stage in enumerate(stages):
         layer = stage.get("layer") if isinstance(stage, dict) else None
-        if type(layer) is int and layer >= 0:
-            if layer >= config.depth:
-                yield (
-                    index,
-                    f"layer must be below {config.depth}, the depth of {config.name}, got {layer}; "
-                    f"the last block is {config.depth - 1}",
-                )
-            if layer <= previous:
-                rule = "must not stand twice" if layer == previous else "must ascend"
-                yield index, f"the stages' layers {rule}, got {layer} after {previous}; sort them"
-            previous = max(layer, previous)
+        if type(layer) is not int or layer < 0:
+            continue
+        if layer >= config.depth:
+            yield (
+                ("stages", index),
+                f"layer must be below {config.depth}, the depth of {config.name}, got {layer}; "
+                f"the last block is {config.depth - 1}",
+            )
+        if layer <= previous:
+            rule = "must not stand twice" if layer == previous else "must ascend"
+            yield (
+                ("stages", index),
+                f"the stages' layers {rule}, got {layer} after {previous}; sort them",
+            )
+        previous = max(layer, previous)
+
+
+def _count_faults(stages: Sequence[Any], tokens: int) -> Iterator[tuple[Location, str]]:
+    for index, stage in enumerate(stages):
         try:
             kept = Stage.model_validate(stage).keep(tokens)
         except ValidationError:
             continue
         if kept > tokens:
             yield (
-                index,
+                ("stages", index),
                 f"keep_count must not exceed the {tokens} patch tokens that enter the stage, "
                 f"got {kept}; lower it",
             )
         tokens = min(tokens, kept)
+
+
+def _grid_faults(
+    data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
+) -> Iterator[tuple[Location, str]]:
+    if config.prunable:
+        yield (
+            ("reduction",),
+            f"reduction must be tokens for {config.name}, which has no resolution stages, "
+            "got grid; remove `reduction`",
+        )
+    for key, part in (("scorer", Scorer), ("alignment", Alignment)):
+        if data.get(key) is not None and _differs(data[key], part()):
+            yield (
+                (key,),
+                f"{key} must not be given with `reduction: grid`, where no token is scored or "
+                f"leaves a gap, got {data[key]}; remove it",
+            )
+    for index, stage in enumerate(stages):
+        for key in ("keep_count", "scorer"):
+            if isinstance(stage, dict) and stage.get(key) is not None:
+                yield (
+                    ("stages", index),
+                    f"{key} must not be given with `reduction: grid`, got {stage[key]}; "
+                    "give keep_ratio alone",
+                )
+
+
+def _differs(value: Any, default: FilePart) -> bool:
+    try:
+        return type(default).model_validate(value) != default
+    except ValidationError:
+        return False
 
 
 def load_for(path: str | Path, model: str) -> Policy:

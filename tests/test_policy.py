@@ -42,7 +42,7 @@ policies = st.builds(
 def test_example_of_the_format_counts_its_tokens():
     policy = Policy.from_yaml(PUBLISHED)
     config = find_config("vim_small_patch16_224")
-    assert policy.keep_counts(196) == (157, 124)
+    assert policy.keep_counts(config) == (157, 124)
     assert policy.entering_tokens(config) == (197,) * 5 + (158,) * 5 + (125,) * 15
     assert policy.alignment == Alignment(decay="zero_input", strength=1.0, conv="position")
 

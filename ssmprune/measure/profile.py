@@ -22,7 +22,7 @@ class Profile:
     Attributes:
         flops: FLOPs of the model as it is.
         dense_flops: FLOPs of the model without its policy.
-        tokens: Tokens that enter each block; last, those that leave the model.
+        tokens: Tokens that each block scans; last, those that leave the model.
         latency: Latency against the dense model, None if it was not measured. For a dense model
             the two are the same program, and the ratio shows the noise.
     """
@@ -67,11 +67,12 @@ def profile(
             f"{traced.by_operator()} for {model.config.name}; mend "
             f"ssmprune/measure/flops_{model.config.family}.py."
         )
-    entering = (model.config.num_tokens,) * (model.config.depth + 1)
     return Profile(
         flops=counted,
         dense_flops=count_flops(model.config),
-        tokens=entering if policy is None else policy.entering_tokens(model.config),
+        tokens=model.config.block_tokens
+        if policy is None
+        else policy.entering_tokens(model.config),
         latency=_latency(model, batch_size, repeats, amp) if latency else None,
     )
 

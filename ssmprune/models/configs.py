@@ -62,6 +62,18 @@ class ModelConfig(ABC):
     def num_tokens(self) -> int:
         return self.num_patches + len(self.prefix_positions)
 
+    @property
+    def block_grids(self) -> tuple[tuple[int, int], ...]:
+        """H and W of the patch tokens that enter each block of the dense model."""
+        return (self.grid,) * self.depth
+
+    @property
+    def block_tokens(self) -> tuple[int, ...]:
+        """Tokens that enter each block of the dense model; last, those that leave it."""
+        prefix = len(self.prefix_positions)
+        grids = (*self.block_grids, self.block_grids[-1])
+        return tuple(height * width + prefix for height, width in grids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VimConfig(ModelConfig):
@@ -111,6 +123,63 @@ class VimConfig(ModelConfig):
     @property
     def dt_rank(self) -> int:
         return -(-self.embed_dim // 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VMambaConfig(ModelConfig):
+    """A VMamba (Liu et al., arXiv 2401.10166): resolution stages of blocks that scan in four ways.
+
+    Attributes:
+        widths: D of each resolution stage.
+        depths: Blocks of each resolution stage.
+        d_state: N, states per channel.
+        expand: E / D.
+        mlp_ratio: Width of the MLP over D.
+        vanilla: The first release: a gate on the scan's output, a bias in the convolution, no MLP,
+            patches that do not overlap.
+    """
+
+    family: ClassVar[str] = "vmamba"
+    prunable: ClassVar[bool] = False
+
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (2, 2, 8, 2)
+    d_state: int = 1
+    expand: int = 1
+    mlp_ratio: int = 4
+    vanilla: bool = False
+
+    @property
+    def embed_dim(self) -> int:
+        return self.widths[-1]
+
+    @property
+    def depth(self) -> int:
+        return sum(self.depths)
+
+    def fits(self, side: int) -> bool:
+        return side >= 4 and side % 4 == 0 if self.vanilla else side >= 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """H and W of the patch tokens that enter the first block."""
+        return self.stage_grids[0]
+
+    @property
+    def stage_grids(self) -> tuple[tuple[int, int], ...]:
+        """H and W of each resolution stage."""
+        height, width = (-(-side // 4) for side in self.image_size)
+        return tuple(
+            (-(-height // 2**stage), -(-width // 2**stage)) for stage in range(len(self.depths))
+        )
+
+    @property
+    def block_grids(self) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            grid
+            for grid, depth in zip(self.stage_grids, self.depths, strict=True)
+            for _ in range(depth)
+        )
 
 
 def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config:

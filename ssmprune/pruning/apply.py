@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssmprune.errors import PolicyError
 from ssmprune.models.configs import ModelConfig
-from ssmprune.policy import Alignment, Policy, Scorer
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
 from ssmprune.pruning.scorers import Features, find_scorer
 from ssmprune.pruning.select import select_tokens
 
@@ -34,10 +34,17 @@ class PruningStep:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """A policy resolved for one model: exact counts, steps that remove nothing left out."""
+    """A policy resolved for one model: exact counts, steps that remove nothing left out.
+
+    Attributes:
+        policy: The policy.
+        steps: What happens after a block, by its index.
+        grid_stages: The stage that shrinks the scan of a block, by its index.
+    """
 
     policy: Policy
     steps: dict[int, PruningStep]
+    grid_stages: dict[int, Stage]
 
     @property
     def alignment(self) -> Alignment:
@@ -56,13 +63,15 @@ class PruningPlan:
                 f"got one for {policy.model!r} with {config.name!r}; "
                 f"search a policy for {config.name}, or use {policy.model}."
             )
-        tokens = policy.entering_tokens(config)
+        stages = policy.effective_stages(config)
+        if policy.reduction == "grid":
+            return cls(policy, {}, {stage.layer: stage for stage, _ in stages})
+        prefix = len(config.prefix_positions)
         steps = {
-            stage.layer: PruningStep(tokens[stage.layer + 1], policy.stage_scorer(stage))
-            for stage in policy.stages
-            if tokens[stage.layer + 1] < tokens[stage.layer]
+            stage.layer: PruningStep(kept + prefix, policy.stage_scorer(stage))
+            for stage, kept in stages
         }
-        return cls(policy, steps)
+        return cls(policy, steps, {})
 
 
 class Prunable(Protocol):
