@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
-from ssmprune.pruning.apply import PruningPlan, PruningStep
+from ssmprune.pruning.apply import PruningPlan
 
 NORM_FLOPS = 5  # per element, fvcore's figure for a norm with weights
 SCAN_FLOPS = 9  # per token, channel and state
@@ -66,18 +66,18 @@ class FamilyFlops(Protocol):
 
     NAMES: dict[tuple[str, str], str]
 
-    def rows(self, config: Any, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
-        """The closed form, for the steps of a policy's plan."""
+    def rows(self, config: Any, steps: Mapping[int, Any]) -> Iterator[FlopRow]:
+        """The closed form, for what a policy's plan does, by block."""
 
-    def paper_flops(self, operator: str, flops: int, in_proj: int) -> int:
+    def paper_flops(self, config: Any, operator: str, flops: int, in_proj: int) -> int:
         """The charge for a traced operator, in a block whose `in_proj` costs as much."""
 
 
 def family_flops(family: str) -> FamilyFlops:
     """How a family is counted."""
-    from ssmprune.measure import flops_vim  # built on this module
+    from ssmprune.measure import flops_vim, flops_vmamba  # built on this module
 
-    families: dict[str, FamilyFlops] = {"vim": flops_vim}
+    families: dict[str, FamilyFlops] = {"vim": flops_vim, "vmamba": flops_vmamba}
     return families[family]
 
 
@@ -91,5 +91,8 @@ def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
     Raises:
         PolicyError: The policy is for another model.
     """
-    steps = {} if policy is None else PruningPlan.of(policy, config).steps
+    steps: dict[int, Any] = {}
+    if policy is not None:
+        plan = PruningPlan.of(policy, config)
+        steps = {**plan.steps, **plan.grid_stages}
     return FlopCount(tuple(family_flops(config.family).rows(config, steps)))

@@ -64,7 +64,7 @@ def rows(config: VimConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRo
     yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
 
 
-def paper_flops(operator: str, flops: int, in_proj: int) -> int:
+def paper_flops(config: VimConfig, operator: str, flops: int, in_proj: int) -> int:
     """The publications' charge for a traced operator."""
     if operator in ("dt_proj", "conv", "scan"):
         return flops // 2

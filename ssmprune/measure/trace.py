@@ -21,12 +21,12 @@ from ssmprune.errors import SsmpruneError
 from ssmprune.measure.flops import (
     NORM_FLOPS,
     SCAN_FLOPS,
-    FamilyFlops,
     FlopCount,
     FlopRow,
     family_flops,
 )
 from ssmprune.models.backbone import Backbone
+from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.scorers import sort_flops
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -39,8 +39,10 @@ _FREE = (
     "diff",
     "div",
     "exp",
+    "gelu",
     "mul",
     "neg",
+    "pad",
     "rand",
     "silu",
     "softplus",
@@ -56,6 +58,7 @@ _PRUNING = {
     "index": "score",
     "sort": "sort",
     "gather": "gather",
+    "index_select": "gather",
     "argmax": "gather",
 }
 
@@ -88,11 +91,12 @@ def trace_flops(model: Backbone) -> FlopCount:
             f"every operator must have a FLOP count, got {', '.join(sorted(skipped))} in "
             f"{config.name}; give it a handle in {__name__}."
         )
-    return FlopCount(tuple(_rows(counts, family_flops(config.family))))
+    return FlopCount(tuple(_rows(counts, config)))
 
 
-def _rows(counts: dict[str, dict[str, int]], family: FamilyFlops) -> Iterator[FlopRow]:
+def _rows(counts: dict[str, dict[str, int]], config: ModelConfig) -> Iterator[FlopRow]:
     """The leaves of fvcore's table, on both rules."""
+    family = family_flops(config.family)
     own = {
         path: {
             operator: int(total)
@@ -102,7 +106,7 @@ def _rows(counts: dict[str, dict[str, int]], family: FamilyFlops) -> Iterator[Fl
         for path, operators in counts.items()
     }
     for path, operators in own.items():
-        layer = re.match(r"layers\.\d+", path)
+        layer = re.match(r"layers\.\d+(\.blocks\.\d+)?", path)
         part = layer[0] if layer else path.split(".")[0]
         in_proj = own.get(f"{part}.mixer.in_proj", {}).get("linear", 0)
         for operator, flops in operators.items():
@@ -112,7 +116,7 @@ def _rows(counts: dict[str, dict[str, int]], family: FamilyFlops) -> Iterator[Fl
             if name is None:
                 yield FlopRow(part, _PRUNING[operator], flops, 0)
             else:
-                paper = family.paper_flops(name, flops, in_proj)
+                paper = family.paper_flops(config, name, flops, in_proj)
                 yield FlopRow(part, name.removesuffix("_b"), flops, paper)
 
 
@@ -138,6 +142,7 @@ def _handles() -> dict[str, Handle]:
         "aten::argmax": lambda i, o: prod(shape(i[0])),
         "aten::sort": lambda i, o: sort_flops(shape(i[0])[1]),
         "aten::gather": lambda i, o: prod(shape(o[0])),
+        "aten::index_select": lambda i, o: prod(shape(o[0])),
         "aten::index": lambda i, o: prod(shape(o[0])),
     }
 

@@ -16,12 +16,13 @@ from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import load_checkpoint
 from ssmprune.models.configs import with_image_size
 from ssmprune.models.vim import Vim
+from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Policy, load_for
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.scan import Backend
 
-_FAMILIES: dict[str, Callable[[Any, Backend], Backbone]] = {"vim": Vim}
+_FAMILIES: dict[str, Callable[[Any, Backend], Backbone]] = {"vim": Vim, "vmamba": VMamba}
 
 
 def create_model(

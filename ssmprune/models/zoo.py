@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+from typing import Any
 
 from ssmprune.errors import UsageError, unknown_name
-from ssmprune.models.configs import ModelConfig, VimConfig
+from ssmprune.models.configs import ModelConfig, VimConfig, VMambaConfig
 
 _configs: dict[str, ModelConfig] = {}
 
@@ -36,6 +37,9 @@ def model_names(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_configs, pattern))
 
 
+_BASE = (128, 256, 512, 1024)
+_VANILLA: dict[str, Any] = {"vanilla": True, "d_state": 16, "expand": 2}
+
 for _config in (
     VimConfig(
         name="vim_nano",
@@ -54,5 +58,14 @@ for _config in (
     VimConfig(name="vim_small_patch16_224", embed_dim=384),
     VimConfig(name="vim_small_patch16_stride8_224", embed_dim=384, stride=8),
     VimConfig(name="vim_base_patch16_224", embed_dim=768),
+    VMambaConfig(name="vmamba_tiny_s1l8"),
+    VMambaConfig(name="vmamba_tiny_s2l5", depths=(2, 2, 5, 2), expand=2),
+    VMambaConfig(name="vmamba_small_s2l15", depths=(2, 2, 15, 2), expand=2),
+    VMambaConfig(name="vmamba_small_s1l20", depths=(2, 2, 20, 2)),
+    VMambaConfig(name="vmamba_base_s2l15", depths=(2, 2, 15, 2), expand=2, widths=_BASE),
+    VMambaConfig(name="vmamba_base_s1l20", depths=(2, 2, 20, 2), widths=_BASE),
+    VMambaConfig(name="vanilla_vmamba_tiny", depths=(2, 2, 9, 2), **_VANILLA),
+    VMambaConfig(name="vanilla_vmamba_small", depths=(2, 2, 27, 2), **_VANILLA),
+    VMambaConfig(name="vanilla_vmamba_base", depths=(2, 2, 27, 2), widths=_BASE, **_VANILLA),
 ):
     register_config(_config)

@@ -1,5 +1,7 @@
 """Closed form, fvcore's trace and the published figures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ import ssmprune
 from ssmprune.errors import SsmpruneError
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.trace import trace_flops
+from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
 
@@ -37,6 +40,42 @@ def test_closed_form_equals_the_trace_by_operator_on_both_rules(ratios, scorer, 
 def test_closed_form_of_a_dense_model_equals_the_trace():
     model = ssmprune.create_model("vim_nano")
     assert trace_flops(model).by_operator() == count_flops(model.config).by_operator()
+
+
+@pytest.mark.parametrize("name", ["vmamba_tiny_s2l5", "vanilla_vmamba_tiny"])
+@given(
+    ratios=st.dictionaries(st.integers(0, 5), st.floats(0.02, 1), max_size=4),
+    size=st.tuples(st.integers(8, 16), st.integers(8, 16)).map(lambda s: (4 * s[0], 4 * s[1])),
+)
+@settings(max_examples=5, deadline=None)
+def test_closed_form_of_a_grid_policy_equals_the_trace(name, ratios, size):
+    small = replace(
+        find_config(name), widths=(4, 8, 8, 12), depths=(2, 1, 2, 1), image_size=size, num_classes=3
+    )
+    model = VMamba(small)
+    assert trace_flops(model).by_operator() == count_flops(small).by_operator()
+    stages = tuple(Stage(layer=k, keep_ratio=ratios[k]) for k in sorted(ratios))
+    policy = Policy(model=name, reduction="grid", stages=stages)
+    ssmprune.apply_policy(model, policy)
+    assert trace_flops(model).by_operator() == count_flops(small, policy).by_operator()
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("vmamba_tiny_s1l8", 4.9),
+        ("vmamba_tiny_s2l5", 4.9),
+        ("vmamba_small_s2l15", 8.7),
+        ("vmamba_small_s1l20", 8.6),
+        ("vmamba_base_s2l15", 15.4),
+        ("vmamba_base_s1l20", 15.2),
+        ("vanilla_vmamba_tiny", 5.6),
+        ("vanilla_vmamba_small", 11.2),
+        ("vanilla_vmamba_base", 18.0),
+    ],
+)
+def test_dense_figures_of_vmamba_are_the_published_ones(name, published):
+    assert round(count_flops(find_config(name)).paper_flops / 1e9, 1) == published
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,18 @@ def test_pruning_key_looks_at_counts_scorer_and_alignment_only() -> None:
     assert pruning_key(policy(32)) != pruning_key(policy(31))
 
 
+def test_pruning_key_of_a_grid_policy_looks_at_the_rows_and_columns_of_each_block() -> None:
+    def key(**ratios: float) -> object:
+        stages = [{"layer": int(n[1:]), "keep_ratio": ratio} for n, ratio in ratios.items()]
+        grid = {"model": "vmamba_tiny_s1l8", "reduction": "grid", "stages": stages}
+        return pruning_key(Policy.model_validate(grid))
+
+    assert key(_12=0.9) == key(_0=1.0)  # all of 7 x 7
+    assert key(_12=0.5) == key(_12=0.4)  # 5 x 5
+    assert key(_12=0.5) != key(_12=0.6) != key(_13=0.6)
+    assert key(_4=0.5, _5=0.5) != key(_4=0.5)
+
+
 @pytest.mark.parametrize("objectives", [ALL, EXACT])
 def test_front_refuses_a_figure_that_is_no_number(objectives: tuple[Objective, ...]) -> None:
     with pytest.raises(ValueError, match="NaN as top1 of trial 7"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,9 @@ MINIMAL = {
     "model": "vim_nano",
     "ratios": {"per": "layer", "layers": [0, 2, 4], "low": 0.5, "step": 0.1},
 }
+
+GRID = {"model": "vmamba_tiny_s1l8", "reduction": "grid"}
+HALF = {"layer": 2, "keep_ratio": 0.5}
 
 
 def space(**changes: Any) -> SearchSpace:
@@ -57,6 +59,8 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     }
     if where["per"] == "stage":
         where["stages"] = draw(st.integers(1, 4))
+    if not find_config(model).prunable:
+        return space(model=model, reduction="grid", ratios=where)
     return space(
         model=model,
         ratios=where,
@@ -108,8 +112,7 @@ def test_params_lead_back_to_the_same_policy(proposal: tuple[SearchSpace, FixedT
 def test_suggest_leaves_out_what_changes_nothing(proposal: tuple[SearchSpace, FixedTrial]):
     chosen, trial = proposal
     policy = chosen.suggest(trial)
-    counts = (chosen.config.num_patches, *policy.keep_counts(chosen.config.num_patches))
-    assert all(after < before for before, after in pairwise(counts))
+    assert [stage for stage, _ in policy.effective_stages(chosen.config)] == [*policy.stages]
     if policy.alignment.decay == "none":
         assert policy.alignment.strength == 1.0
     if not policy.stages:
@@ -223,6 +226,16 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         ({"ratios": ratios(per="stage")}, ["stages must be given with `per: stage`"]),
         ({"ratios": ratios(stages=2)}, ["stages must be given with `per: stage`"]),
         ({"alignment": {"decay": ["zero"]}}, ["must be 'none', 'zero_input' or 'neighbor'"]),
+        ({"reduction": "grid"}, ["reduction must be tokens for vim_nano, got grid at reduction"]),
+        ({"model": "vmamba_tiny_s1l8"}, ["reduction must be grid for vmamba_tiny_s1l8"]),
+        (
+            {**GRID, "scorer": ["l1"], "alignment": {"conv": ["position"]}},
+            ["scorer must not be given with `reduction: grid`", "alignment must not be given"],
+        ),
+        (
+            {**GRID, "schedules": [{"name": "a", "stages": [{**HALF, "scorer": {"name": "l1"}}]}]},
+            ["scorer must not be given with `reduction: grid`, got 'l1' at schedules[0]"],
+        ),
         ({"limits": {"flops_ratio": {"min": 0.9, "max": 0.5}}}, ["min must be below max"]),
         (
             {"schedules": [{"name": "a", "layers": [1], "keep_ratio": [0.8]}]},

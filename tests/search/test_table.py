@@ -47,6 +47,17 @@ def test_row_names_the_scorers_of_stages_and_the_strength_of_alignment(
     assert found["alignment"] == "neighbor 0.5 position"
 
 
+def test_row_of_a_grid_policy_has_the_scanned_tokens_and_no_scorer(
+    make_candidate: MakeCandidate,
+) -> None:
+    stages = [{"layer": 1, "keep_ratio": 0.25}, {"layer": 4, "keep_ratio": 0.5}]
+    policy = Policy.model_validate(
+        {"model": "vmamba_tiny_s1l8", "reduction": "grid", "stages": stages}
+    )
+    found = row(replace(make_candidate(0, 90.0, 0.5), policy=policy))
+    assert (found["tokens"], found["scorer"], found["alignment"]) == ("1:784 4:100", "none", "grid")
+
+
 def test_csv_reads_back_as_the_rows(make_candidate: MakeCandidate) -> None:
     found = [make_candidate(1, 90.0, 0.5), make_candidate(2, 91.5, 0.6, 0.7, holdout=90.25)]
     read = list(csv.DictReader(io.StringIO(to_csv(found))))
