@@ -25,6 +25,7 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.output import print_json, show
+from ssmprune.policy import shipped_policies
 from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainSettings
 from ssmprune.training import train as run_training
 
@@ -34,8 +35,14 @@ Model = Annotated[str, typer.Option("--model", help="A name of [bold]ssmprune mo
 Data = Annotated[
     str, typer.Option(help="[bold]digits[/], or a folder of images with a sub-folder per class.")
 ]
+_SHIPPED = ", ".join(name for name in shipped_policies() if not name.startswith("uniform_"))
 PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="A policy file; without one the model is dense.")
+    Path | None,
+    typer.Option(
+        "--policy",
+        help=f"A policy file, or the name of a shipped policy: {_SHIPPED}, uniform_MODEL; "
+        "without one the model is dense.",
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(help="A file with the weights.", show_default="the model's own")

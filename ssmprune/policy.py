@@ -31,6 +31,8 @@ from ssmprune.yamlfile import FilePart, Location, YamlFile, parse, write_atomica
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 
+_SHIPPED = Path(__file__).parent / "policies"
+
 # Filled by `ssmprune.pruning.scorers.register_scorer`.
 scorer_names: set[str] = set()
 
@@ -203,13 +205,13 @@ class Policy(FilePart):
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read a policy file.
+        """Read a policy file, or the policy of this name that ships with the package.
 
         Raises:
             PolicyError: The file is missing, is no plain YAML or breaks a rule of the format; the
                 message names every fault.
         """
-        return cls._parse(YamlFile.read(Path(path), PolicyError))
+        return cls._parse(YamlFile.read(_find_file(Path(path)), PolicyError))
 
     @classmethod
     def from_yaml(cls, text: str, place: str = "policy") -> Policy:
@@ -334,8 +336,23 @@ def _differs(value: Any, default: FilePart) -> bool:
         return False
 
 
+def shipped_policies() -> list[str]:
+    """Names of the policies that come with the package, sorted."""
+    return sorted(file.stem for file in _SHIPPED.glob("*.yaml"))
+
+
+def _find_file(path: Path) -> Path:
+    """The file at `path`; where there is none and `path` is a bare name, the shipped policy's."""
+    if path.is_file() or path.suffix or path.name != str(path):
+        return path
+    if path.name not in shipped_policies():
+        told = unknown_name("policy", path.name, shipped_policies())
+        raise PolicyError(f"a policy must be a file or the name of a shipped one: {told}")
+    return _SHIPPED / f"{path.name}.yaml"
+
+
 def load_for(path: str | Path, model: str) -> Policy:
-    """Read a policy file that has to be for the model called `model`.
+    """Read a policy file, or a shipped policy, that has to be for the model called `model`.
 
     Raises:
         PolicyError: The file has faults, or is for another model.

@@ -39,7 +39,7 @@ def create_model(
     Args:
         name: A name of `ssmprune models`.
         checkpoint: File with its weights; without one the weights are random.
-        policy: A policy or the path of a policy file, applied to the model.
+        policy: A policy, the path of a policy file, or the name of a shipped policy.
         num_classes: Size of the classifier, where it differs from the model's own.
         image_size: Height and width of the images in pixels, or both in one number, where they
             differ from the model's own.

@@ -76,7 +76,7 @@ def train(
         data: `digits`, or a folder of images with a sub-folder `train`.
         out: Directory of the run: new, or that of an interrupted run with the same settings.
         settings: `FROM_SCRATCH` if not given, or with `init` `FINE_TUNING`.
-        policy: A policy, or the path of one, under which the model trains and is measured.
+        policy: A policy, or its path or shipped name, under which the model trains and is measured.
         init: Checkpoint to begin from; without one the weights are random.
         device: Where to train.
         command: The call, for the record.
