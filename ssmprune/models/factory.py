@@ -15,14 +15,11 @@ from ssmprune.errors import UsageError
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import load_checkpoint
 from ssmprune.models.configs import with_image_size
-from ssmprune.models.vim import Vim
-from ssmprune.models.vmamba import VMamba
+from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Policy, load_for
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.scan import Backend
-
-_FAMILIES: dict[str, Callable[[Any, Backend], Backbone]] = {"vim": Vim, "vmamba": VMamba}
 
 
 def create_model(
@@ -55,7 +52,7 @@ def create_model(
         config = replace(config, num_classes=num_classes)
     if image_size is not None:
         config = with_image_size(config, image_size)
-    model = _FAMILIES[config.family](config, backend)
+    model = build_model(config, backend)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     if policy is not None:

@@ -1,9 +1,15 @@
 """Weights from files, and files that are no weights."""
 
 import argparse
+import fnmatch
+import json
 import os
 import pickle
+import sys
+import types
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -11,13 +17,33 @@ import torch
 
 import ssmprune
 from ssmprune.errors import CheckpointError, UsageError
-from ssmprune.models.checkpoints import shipped_checkpoint
+from ssmprune.models.checkpoints import load_checkpoint, shipped_checkpoint
+from ssmprune.models.zoo import model_names
+
+OFFICIAL = [name for name in model_names() if name != "vim_nano"]
 
 
 @pytest.fixture(scope="module")
 def weights():
     torch.manual_seed(0)
     return ssmprune.create_model("vim_nano").state_dict()
+
+
+@pytest.fixture(scope="module")
+def official(goldens_folder):
+    return json.loads((goldens_folder / "official_shapes.json").read_text())
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        return ssmprune.create_model(name)
+
+
+def save_official(entry, path, options):
+    """Write a released file of zeros; a tensor of any shape takes the space of one number."""
+    weights = {key: torch.zeros(()).expand(shape) for key, shape in entry["state_dict"].items()}
+    wrap = {"vim": vim_file, "plainmamba": mmcv_file}.get(entry["family"])
+    torch.save(wrap(weights) if wrap else vmamba_file(weights, options), path)
 
 
 def assert_loads(path, weights):
@@ -30,18 +56,87 @@ def test_safetensors_loads(tmp_path, weights):
     assert_loads(tmp_path / "w.safetensors", weights)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda w: w,
-        lambda w: {"model": w, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
-        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
-    ],
-    ids=["bare", "model", "module"],
-)
-def test_wrapped_checkpoints_load(tmp_path, weights, wrap):
-    torch.save(wrap(weights), tmp_path / "w.pth")
-    assert_loads(tmp_path / "w.pth", weights)
+@pytest.fixture
+def yacs_options(monkeypatch):
+    """Options as VMamba saved them: a mapping of yacs, a package that we do without."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    options = module.CfgNode(MODEL=module.CfgNode(DIMS=[96]))
+    options.__dict__["__immutable__"] = True
+    return options
+
+
+def vim_file(weights):
+    return {
+        "model": weights,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-5, "params": [0]}]},
+        "epoch": 299,
+        "model_ema": {key: torch.zeros_like(value) for key, value in weights.items()},
+        "args": argparse.Namespace(lr=0.1, opt_betas=None, mixup_mode="batch"),
+    }
+
+
+def mmcv_file(weights):
+    averaged = {"ema_" + key.replace(".", "_"): value for key, value in weights.items()}
+    return {
+        "meta": {"CLASSES": ("tench",), "best_score": np.float64(77.9), "iter": np.int64(9)},
+        "state_dict": OrderedDict(weights | averaged),
+    }
+
+
+def vmamba_file(weights, options):
+    return {"model": weights, "max_accuracy": 82.6, "epoch": 264, "config": options}
+
+
+def test_wrapped_checkpoints_load(tmp_path, weights, yacs_options):
+    path = tmp_path / "w.pth"
+    in_backbone = {f"backbone.{key}": value for key, value in weights.items()}
+    for content in (
+        weights,
+        {f"module.{key}": value for key, value in weights.items()},
+        vim_file(weights),
+        mmcv_file(in_backbone),
+        vmamba_file(weights, yacs_options),
+    ):
+        torch.save(content, path)
+        assert_loads(path, weights)
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta")
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_released_files_load_as_they_are(tmp_path, official, name, yacs_options):
+    save_official(official[name], tmp_path / "w.pth", yacs_options)
+    load_checkpoint(on_meta(name), tmp_path / "w.pth")
+
+
+OLD_NAMES = {
+    "patch_embed.0.": "patch_embed.proj.",
+    "patch_embed.2.": "patch_embed.norm.",
+    ".norm.": ".ln_1.",
+    ".op.": ".self_attention.",
+    "classifier.": "",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta")
+@pytest.mark.parametrize("name", fnmatch.filter(OFFICIAL, "vanilla_vmamba*"))
+def test_names_and_windows_of_old_vmamba_files_are_understood(
+    tmp_path, official, name, yacs_options
+):
+    def old(key):
+        for new, former in OLD_NAMES.items():
+            if not key.startswith("classifier.norm"):
+                key = key.replace(new, former)
+        return key.replace("classifier.", "")
+
+    shapes = {
+        old(key): [*shape, 1, 1] if key.endswith("_proj.weight") else shape
+        for key, shape in official[name]["state_dict"].items()
+    }
+    save_official(official[name] | {"state_dict": shapes}, tmp_path / "w.pth", yacs_options)
+    load_checkpoint(on_meta(name), tmp_path / "w.pth")
 
 
 class Malicious:
@@ -71,6 +166,16 @@ def test_damaged_or_foreign_files_are_refused(tmp_path, weights, suffix):
             ssmprune.create_model("vim_nano", checkpoint=path)
 
 
+@pytest.mark.parametrize("share", [0.001, 0.002, 0.01, 0.1, 0.5, 0.999])
+def test_cut_files_of_the_old_format_are_refused(tmp_path, weights, share):
+    path = tmp_path / "w.pth"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"a checkpoint must .*again"):
+        ssmprune.create_model("vim_nano", checkpoint=path)
+
+
 def test_plain_pickle_and_tensorless_files_are_refused(tmp_path):
     (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}))
     torch.save({"epoch": 3}, tmp_path / "b.pth")
@@ -87,9 +192,43 @@ def test_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path, w
     with pytest.raises(CheckpointError) as caught:
         ssmprune.create_model("vim_nano", checkpoint=tmp_path / "w.pth")
     message = str(caught.value)
+    assert "no model of the zoo has these weights" in message
     assert "missing: head.bias" in message
     assert "head.weight (7, 64) instead of (10, 64)" in message
     assert "extra.9 and 2 more" in message and "extra.10" not in message
+
+
+@pytest.mark.parametrize(
+    ("file", "model"),
+    [
+        ("vim_small_patch16_224", "vim_tiny_patch16_224"),
+        ("vim_tiny_patch16_stride8_224", "vim_tiny_patch16_224"),
+        ("vim_tiny_patch16_224", "vim_tiny_patch16_stride8_224"),
+    ],
+)
+def test_checkpoint_of_another_model_of_the_zoo_is_refused_with_its_name(
+    tmp_path, official, yacs_options, file, model
+):
+    save_official(official[file], tmp_path / "w.pth", yacs_options)
+    with pytest.raises(CheckpointError, match=f"for {model}; its weights are those of {file}, use"):
+        load_checkpoint(on_meta(model), tmp_path / "w.pth")
+
+
+def test_checkpoint_of_another_image_size_is_resized(tmp_path, weights):
+    torch.save(weights, tmp_path / "w.pth")
+    model = ssmprune.create_model("vim_nano", tmp_path / "w.pth", image_size=60)
+    assert model.pos_embed.shape[1] == 101 and torch.equal(model.cls_token, weights["cls_token"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, weights, value):
+    spoilt = weights | {"layers.3.mixer.D": weights["layers.3.mixer.D"].clone()}
+    spoilt["layers.3.mixer.D"][5] = value
+    torch.save(spoilt, tmp_path / "w.pth")
+    with pytest.raises(
+        CheckpointError, match=r"finite, got NaN or infinity in layers.3.mixer.D of"
+    ):
+        ssmprune.create_model("vim_nano", checkpoint=tmp_path / "w.pth")
 
 
 def test_shipped_checkpoint_is_found_by_model_name():

@@ -1,0 +1,62 @@
+"""The families that the suites run over, each as a model small enough for many tests."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from ssmprune.models.configs import ModelConfig
+from ssmprune.models.families import build_model
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family whose models prune by tokens.
+
+    Attributes:
+        config: A small model under the name of one in the zoo.
+        conv: The convolutions that its policies may choose.
+        directions: Scan directions of a block.
+    """
+
+    config: ModelConfig
+    conv: tuple[str, ...]
+    directions: int
+
+    def build(self):
+        """The model in float64, so that no rounding decides which tokens stay."""
+        torch.manual_seed(0)
+        return build_model(self.config).double().eval()
+
+    def images(self):
+        shape = (4, self.config.channels, *self.config.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def policy(self, *ratios: float, scorer: str = "clipped_sum", **alignment) -> Policy:
+        """A stage after each block, from the first."""
+        return Policy(
+            model=self.config.name,
+            stages=tuple(Stage(layer=i, keep_ratio=ratio) for i, ratio in enumerate(ratios)),
+            scorer=Scorer(name=scorer),
+            alignment=Alignment(**{"conv": self.conv[-1], **alignment}),
+        )
+
+    def has(self, scorer: str) -> bool:
+        """Whether the scorer can work: one of them needs a class token."""
+        return scorer != "cls_similarity" or bool(self.config.prefix_positions)
+
+
+FAMILIES = {
+    "vim": Family(
+        replace(find_config("vim_nano"), image_size=(30, 24), embed_dim=16, depth=3),
+        conv=("compact", "position"),
+        directions=2,
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+def family(request):
+    return request.param
