@@ -42,11 +42,12 @@ def test_every_model_has_a_uniform_policy():
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_uniform_policy_keeps_the_same_share_at_three_quarters(name):
-    policy = load_for(f"uniform_{name}", name)
-    depth = find_config(name).depth
-    assert [stage.keep_ratio for stage in policy.stages] == [0.7] * 3
-    assert [stage.layer + 1 for stage in policy.stages] == [depth * k // 4 for k in (1, 2, 3)]
+def test_uniform_policy_keeps_the_same_share_throughout(name):
+    policy, config = load_for(f"uniform_{name}", name), find_config(name)
+    quarters = [config.depth * k // 4 - 1 for k in (1, 2, 3)]
+    layers = quarters if config.prunable else [*range(config.depth)]
+    assert policy.reduction == ("tokens" if config.prunable else "grid")
+    assert [(s.layer, s.keep_ratio) for s in policy.stages] == [(layer, 0.7) for layer in layers]
 
 
 def test_name_stands_for_its_policy_wherever_a_path_does():

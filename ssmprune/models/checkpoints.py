@@ -162,13 +162,21 @@ def _load(path: Path) -> Any:
 
 
 def _owner(config: ModelConfig, found: dict[str, Tensor]) -> str | None:
-    """The model of the zoo that these weights fit as they are; models of the family come first."""
-    for name in sorted(model_names(), key=lambda name: find_config(name).family != config.family):
+    """The model of the zoo that these weights fit as they are; the same family comes first.
+
+    The classifier may be of the candidate's own size or of the one asked for in `config`.
+    """
+    candidates = [
+        replace(candidate, num_classes=num_classes)
+        for candidate in map(find_config, model_names())
+        for num_classes in sorted({candidate.num_classes, config.num_classes})
+    ]
+    for candidate in sorted(candidates, key=lambda candidate: candidate.family != config.family):
         with torch.device("meta"):
-            model = build_model(replace(find_config(name), num_classes=config.num_classes))
+            model = build_model(candidate)
         weights = model.adapt_weights(found)
         if not _mismatches(model.state_dict(), weights) and not _resized(found, weights):
-            return name
+            return candidate.name
     return None
 
 

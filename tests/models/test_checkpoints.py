@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import sys
 import types
 from collections import OrderedDict
@@ -18,7 +19,7 @@ import ssmprune
 from ssmprune.errors import CheckpointError, UsageError
 from ssmprune.models.checkpoints import load_checkpoint, shipped_checkpoint
 
-RELEASED = ["vim_tiny_patch16_224"]
+RELEASED = ["vim_tiny_patch16_224", "vmamba_tiny_s1l8", "vanilla_vmamba_tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,32 @@ def test_released_files_load_as_they_are(tmp_path, official, name, yacs_options)
     load_checkpoint(on_meta(name), tmp_path / "w.pth")
 
 
+FORMER_NAMES = {
+    r"^patch_embed\.0\.": "patch_embed.proj.",
+    r"^patch_embed\.2\.": "patch_embed.norm.",
+    r"(blocks\.\d+)\.norm\.": r"\1.ln_1.",
+    r"\.op\.": ".self_attention.",
+    r"^classifier\.": "",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta")
+def test_names_and_windows_of_old_vmamba_files_are_understood(tmp_path, official, yacs_options):
+    def former(key):
+        for name, old in FORMER_NAMES.items():
+            key = re.sub(name, old, key)
+        return key
+
+    entry = official["vanilla_vmamba_tiny"]
+    shapes = {
+        former(key): [*shape, 1, 1] if key.endswith("_proj.weight") else shape
+        for key, shape in entry["state_dict"].items()
+    }
+    assert {"patch_embed.norm.bias", "norm.bias", "head.bias"} <= set(shapes)
+    save_official(entry | {"state_dict": shapes}, tmp_path / "w.pth", yacs_options)
+    load_checkpoint(on_meta("vanilla_vmamba_tiny"), tmp_path / "w.pth")
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch /tmp/ssmprune-must-not-exist",)
@@ -174,6 +201,7 @@ def test_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path, w
         ("vim_small_patch16_224", "vim_tiny_patch16_224"),
         ("vim_tiny_patch16_stride8_224", "vim_tiny_patch16_224"),
         ("vim_tiny_patch16_224", "vim_tiny_patch16_stride8_224"),
+        ("vmamba_tiny_s2l5", "vim_nano"),
     ],
 )
 def test_checkpoint_of_another_model_of_the_zoo_is_refused_with_its_name(
