@@ -19,7 +19,16 @@ from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.policy import Alignment, ModelName, Policy, Scorer, ScorerName, Stage
+from ssmprune.policy import (
+    Alignment,
+    ModelName,
+    Policy,
+    Scorer,
+    ScorerName,
+    Stage,
+    conv_fault,
+    scorer_fault,
+)
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
@@ -230,7 +239,8 @@ class SearchSpace(FilePart):
 
     @classmethod
     def _parse(cls, file: YamlFile) -> SearchSpace:
-        space = parse(file, cls, SpaceError, list(_misplaced_layers(file)))
+        fitting = [*_misplaced_layers(file), *_unfit_choices(file)]
+        space = parse(file, cls, SpaceError, fitting)
         faults = [*space._reduction_faults(file), *space._schedule_faults(file)]
         if faults:
             raise SpaceError("\n".join(faults))
@@ -304,7 +314,7 @@ class SearchSpace(FilePart):
         ratios = self.ratios
         everywhere = ratios.layers if ratios.per == "layer" else ratios.layers[: ratios.stages]
         stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in everywhere)
-        policy = self._policy(stages, self.scorer[0], Alignment())
+        policy = self._policy(stages, self.scorer[0], self._first_alignment())
         trial = FixedTrial(self.params(policy))
         self.suggest(trial)
         return trial.distributions
@@ -377,11 +387,11 @@ class SearchSpace(FilePart):
         """The schedule with the first alignment of the space; None when it is not in the space."""
         if self._outside(stages, scorer):
             return None
+        return self.normalise(stages, scorer, self._first_alignment())
+
+    def _first_alignment(self) -> Alignment:
         choices = self.alignment
-        alignment = Alignment(
-            decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0]
-        )
-        return self.normalise(stages, scorer, alignment)
+        return Alignment(decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0])
 
     def _outside(self, stages: Sequence[Stage], scorer: str) -> str | None:
         """Why stages are not in the space, as "rule, value; remedy"; None when they are."""
@@ -454,6 +464,25 @@ def _misplaced_layers(file: YamlFile) -> Iterator[str]:
                 f"layer must be below {depth}, the depth of {name}, got {layer} at "
                 f"{file.at(location)}; the last block is {depth - 1}."
             )
+
+
+def _unfit_choices(file: YamlFile) -> Iterator[str]:
+    """Scorers and convolutions that the model cannot be pruned with."""
+    name, scorers, alignment = (file.data.get(key) for key in ("model", "scorer", "alignment"))
+    if not isinstance(name, str) or name not in model_names():
+        return
+    config = find_config(name)
+    convs = alignment.get("conv", ["compact"]) if isinstance(alignment, dict) else ["compact"]
+    faults: list[tuple[tuple[int | str, ...], str | None]] = []
+    for index, scorer in enumerate(scorers if isinstance(scorers, list) else ()):
+        if isinstance(scorer, str):
+            faults.append((("scorer", index), scorer_fault(scorer, config)))
+    for index, conv in enumerate(convs if isinstance(convs, list) else ()):
+        faults.append((("alignment", "conv", index), conv_fault(conv, config)))
+    for location, fault in faults:
+        if fault:
+            rule, _, remedy = fault.partition("; ")
+            yield f"{rule} at {file.at(location)}; {remedy}."
 
 
 def _layers(data: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Any]]:

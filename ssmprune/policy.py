@@ -33,8 +33,10 @@ SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 
 _SHIPPED = Path(__file__).parent / "policies"
 
-# Filled by `ssmprune.pruning.scorers.register_scorer`.
+# Filled by `ssmprune.pruning.scorers.register_scorer`; the second holds those that need a class
+# token.
 scorer_names: set[str] = set()
+class_token_scorers: set[str] = set()
 
 
 def _known_scorer(name: str) -> str:
@@ -159,10 +161,14 @@ class Policy(FilePart):
     def _fits_model(self, info: ValidationInfo) -> Policy:
         if isinstance(info.context, YamlFile):  # `_parse` tells these with their lines
             return self
-        faults = [fault for _, fault in _faults(self.model_dump(), find_config(self.model))]
+        faults = self.faults(find_config(self.model))
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def faults(self, config: ModelConfig) -> list[str]:
+        """What keeps the policy from serving the model, as "rule, value; remedy" each."""
+        return [fault for _, fault in _faults(self.model_dump(), config)]
 
     def stage_scorer(self, stage: Stage) -> Scorer:
         """The scorer that decides at `stage`."""
@@ -246,6 +252,24 @@ class Policy(FilePart):
         write_atomically(Path(path), self.to_yaml())
 
 
+def scorer_fault(name: str, config: ModelConfig) -> str | None:
+    """Why a scorer cannot serve the model, as "rule, value; remedy"; None where it can."""
+    if name not in class_token_scorers or config.prefix_positions:
+        return None
+    others = ", ".join(sorted(scorer_names - class_token_scorers))
+    return f"scorer must do without a class token on {config.name}, got {name!r}; use {others}"
+
+
+def conv_fault(conv: str, config: ModelConfig) -> str | None:
+    """Why a convolution cannot serve the model, as "rule, value; remedy"; None where it can."""
+    if conv != "compact" or not config.convolves_grid:
+        return None
+    return (
+        f"conv must be position on {config.name}, whose convolution reads the grid, "
+        f"got {conv!r}; set alignment.conv to position"
+    )
+
+
 def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:
     """What does not fit together or the model in a policy: place and sentence.
 
@@ -265,6 +289,26 @@ def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Loca
         )
         return
     yield from _count_faults(stages, config.num_patches)
+    if stages:
+        yield from _choice_faults(data, stages, config)
+
+
+def _choice_faults(
+    data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
+) -> Iterator[tuple[Location, str]]:
+    parts: list[tuple[Location, Any]] = [((), data)]
+    parts += [(("stages", index), stage) for index, stage in enumerate(stages)]
+    for place, part in parts:
+        scorer = part.get("scorer") if isinstance(part, Mapping) else None
+        name = scorer.get("name") if isinstance(scorer, Mapping) else None
+        told = scorer_fault(name, config) if isinstance(name, str) else None
+        if told:
+            yield (*place, "scorer", "name"), told
+    alignment = data.get("alignment", {})
+    if isinstance(alignment, Mapping):
+        told = conv_fault(alignment.get("conv", "compact"), config)
+        if told:
+            yield ("alignment", "conv"), told
 
 
 def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:

@@ -4,8 +4,8 @@ One multiply-add is one FLOP, as in fvcore. Two rules:
 
 - `flops` counts what runs: every scan direction, scoring, sorting and gathering included. A scan
   costs 9 L E N per direction, a norm 5 per element, a reduction one per element that enters it, a
-  sort of L numbers L ceil(log2 L), a gather one per element that is moved. Element-wise work is
-  free.
+  sort of L numbers L ceil(log2 L), a gather or scatter one per element that is moved.
+  Element-wise work is free.
 - `paper_flops` follows the publications of the family, which its own module describes. No family
   charges scoring and gathering, and all charge a pruned block by the tokens that enter it.
 """
@@ -61,7 +61,8 @@ class FamilyFlops(Protocol):
     """How a family is counted: the module `flops_<family>`.
 
     Attributes:
-        NAMES: Operator of the table by the last module on the path and fvcore's operator.
+        NAMES: Operator of the table by the last module on the path, numbers aside, and fvcore's
+            operator.
     """
 
     NAMES: dict[tuple[str, str], str]
@@ -75,9 +76,17 @@ class FamilyFlops(Protocol):
 
 def family_flops(family: str) -> FamilyFlops:
     """How a family is counted."""
-    from ssmprune.measure import flops_vim, flops_vmamba  # built on this module
+    from ssmprune.measure import (  # built on this module
+        flops_plain_mamba,
+        flops_vim,
+        flops_vmamba,
+    )
 
-    families: dict[str, FamilyFlops] = {"vim": flops_vim, "vmamba": flops_vmamba}
+    families: dict[str, FamilyFlops] = {
+        "vim": flops_vim,
+        "plain_mamba": flops_plain_mamba,
+        "vmamba": flops_vmamba,
+    }
     return families[family]
 
 

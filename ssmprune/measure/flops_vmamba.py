@@ -19,10 +19,8 @@ from ssmprune.policy import Stage
 _DIRECTIONS = 4
 
 NAMES = {
-    ("0", "conv"): "patch_embed",
-    ("5", "conv"): "patch_embed",
-    ("2", "layer_norm"): "norm",
-    ("7", "layer_norm"): "norm",
+    ("patch_embed", "conv"): "patch_embed",
+    ("patch_embed", "layer_norm"): "norm",
     ("norm", "layer_norm"): "norm",
     ("norm2", "layer_norm"): "norm",
     ("out_norm", "layer_norm"): "norm",
@@ -34,8 +32,8 @@ NAMES = {
     ("out_proj", "linear"): "out_proj",
     ("fc1", "linear"): "mlp",
     ("fc2", "linear"): "mlp",
-    ("1", "conv"): "downsample",
-    ("3", "layer_norm"): "norm",
+    ("downsample", "conv"): "downsample",
+    ("downsample", "layer_norm"): "norm",
     ("reduction", "linear"): "downsample",
     ("", "mean"): "pool",
     ("head", "linear"): "head",

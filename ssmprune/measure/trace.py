@@ -51,14 +51,17 @@ _FREE = (
     "sub",
 )
 
-# What pruning adds, in every family, by fvcore's operator.
-_PRUNING = {
+# What the publications do not charge, in every family, by fvcore's operator.
+_UNCHARGED = {
+    "embedding": "gather",
+    "flip": "gather",
+    "index_select": "gather",
+    "scatter": "scatter",
     "sum": "score",
     "mean": "score",
     "index": "score",
     "sort": "sort",
     "gather": "gather",
-    "index_select": "gather",
     "argmax": "gather",
 }
 
@@ -108,16 +111,22 @@ def _rows(counts: dict[str, dict[str, int]], config: ModelConfig) -> Iterator[Fl
     for path, operators in own.items():
         layer = re.match(r"layers\.\d+(\.blocks\.\d+)?", path)
         part = layer[0] if layer else path.split(".")[0]
-        in_proj = own.get(f"{part}.mixer.in_proj", {}).get("linear", 0)
+        in_projs = (p for p in own if p.startswith(f"{part}.") and p.endswith(".in_proj"))
+        in_proj = sum(own[p]["linear"] for p in in_projs)
         for operator, flops in operators.items():
             if not flops:
                 continue
-            name = family.NAMES.get((path.rpartition(".")[2], operator))
+            name = family.NAMES.get((_last_name(path), operator))
             if name is None:
-                yield FlopRow(part, _PRUNING[operator], flops, 0)
+                yield FlopRow(part, _UNCHARGED[operator], flops, 0)
             else:
                 paper = family.paper_flops(config, name, flops, in_proj)
                 yield FlopRow(part, name.removesuffix("_b"), flops, paper)
+
+
+def _last_name(path: str) -> str:
+    """The last module on a path that is no number in a list of modules."""
+    return re.sub(r"(\.\d+)+$", "", path).rpartition(".")[2]
 
 
 def _children(path: str, paths: dict[str, Any]) -> Iterator[str]:
@@ -141,8 +150,11 @@ def _handles() -> dict[str, Handle]:
         "aten::mean": lambda i, o: prod(shape(i[0])),
         "aten::argmax": lambda i, o: prod(shape(i[0])),
         "aten::sort": lambda i, o: sort_flops(shape(i[0])[1]),
+        "aten::embedding": lambda i, o: prod(shape(o[0])),
+        "aten::flip": lambda i, o: prod(shape(o[0])),
         "aten::gather": lambda i, o: prod(shape(o[0])),
         "aten::index_select": lambda i, o: prod(shape(o[0])),
+        "aten::scatter": lambda i, o: prod(shape(i[2])),
         "aten::index": lambda i, o: prod(shape(o[0])),
     }
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.apply import PruningPlan
+from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend
-from ssmprune.tokens import TokenStream
+from ssmprune.tokens import TokenStream, prefix_mask
 
 
 class Backbone(nn.Module, ABC):
@@ -39,6 +40,27 @@ class Backbone(nn.Module, ABC):
             restore: Put every pruned token back, with the value of the residual stream that it
                 entered its last block with.
         """
+
+    def select(
+        self,
+        layer: int,
+        y: Tensor,
+        steps: tuple[tuple[Tensor, Tensor], ...],
+        positions: Tensor,
+    ) -> Tensor | None:
+        """Ascending indices of the tokens that stay after a block, (B, M); None where all do.
+
+        Args:
+            layer: Index of the block.
+            y: Its SSM output before the gate, (B, L, E).
+            steps: Its raw steps and their biases, as `Features` has them.
+            positions: Positions of its tokens in the unpruned sequence, (B, L).
+        """
+        step = None if self.plan is None else self.plan.steps.get(layer)
+        if step is None:
+            return None
+        prefix = prefix_mask(positions, self.config.prefix_positions)
+        return step.select(Features(y, steps, positions, prefix, layer, step.scorer.seed))
 
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:

@@ -19,11 +19,13 @@ class ModelConfig(ABC):
     Attributes:
         family: Name of the architecture.
         prunable: Whether tokens can leave between the blocks.
+        convolves_grid: Whether the blocks convolve the H x W grid, not the sequence.
         image_size: Height and width of the input in pixels.
     """
 
     family: ClassVar[str]
     prunable: ClassVar[bool] = True
+    convolves_grid: ClassVar[bool] = False
 
     name: str
     image_size: tuple[int, int] = (224, 224)
@@ -115,6 +117,47 @@ class VimConfig(ModelConfig):
     def prefix_positions(self) -> tuple[int, ...]:
         """The class token's position."""
         return (self.num_patches // 2,)
+
+    @property
+    def inner_dim(self) -> int:
+        return self.expand * self.embed_dim
+
+    @property
+    def dt_rank(self) -> int:
+        return -(-self.embed_dim // 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainMambaConfig(ModelConfig):
+    """A PlainMamba (Yang et al., arXiv 2403.17695): four zigzag scans, no class token.
+
+    Attributes:
+        patch_size: Side of a patch in pixels.
+        num_convs: Convolutions of the patch embedding beside its first and its last.
+        dw_layers: Layers that end with a depth-wise convolution over the grid.
+        d_state: N, states per channel.
+        conv_size: Side of the mixer's convolution over the grid, in patches.
+        expand: E / D.
+    """
+
+    family: ClassVar[str] = "plain_mamba"
+    convolves_grid: ClassVar[bool] = True
+
+    patch_size: int = 16
+    num_convs: int = 2
+    dw_layers: tuple[int, ...] = ()
+    embed_dim: int = 384
+    depth: int = 24
+    d_state: int = 16
+    conv_size: int = 7
+    expand: int = 2
+
+    def fits(self, side: int) -> bool:
+        return side > 0 and side % self.patch_size == 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def inner_dim(self) -> int:

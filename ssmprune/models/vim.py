@@ -17,9 +17,8 @@ from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VimConfig
 from ssmprune.models.layers import fit_pos_embed
 from ssmprune.pruning.alignment import AlignedTokens
-from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
-from ssmprune.tokens import TokenStream, prefix_mask, put, take
+from ssmprune.tokens import TokenStream, put, take
 
 _NORM_EPS = 1e-5
 
@@ -199,14 +198,11 @@ class Vim(Backbone):
         whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, block in enumerate(cast(Iterable[Block], self.layers)):
             residual = residual + hidden
-            step = None if self.plan is None else self.plan.steps.get(index)
             mixed: MixerOutput = block.mixer(block.norm(residual), aligned)
             gated = mixed.gated
-            if self.plan is not None and step is not None:
-                prefix = prefix_mask(positions, self.config.prefix_positions)
-                steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
-                features = Features(mixed.y, steps, positions, prefix, index, step.scorer.seed)
-                kept = step.select(features)
+            steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
+            kept = self.select(index, mixed.y, steps, positions)
+            if self.plan is not None and kept is not None:
                 if restore:
                     whole = residual if whole is None else put(residual, positions, whole)
                 gated, residual = take(gated, kept), take(residual, kept)

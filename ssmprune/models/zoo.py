@@ -6,7 +6,7 @@ import fnmatch
 from typing import Any
 
 from ssmprune.errors import UsageError, unknown_name
-from ssmprune.models.configs import ModelConfig, VimConfig, VMambaConfig
+from ssmprune.models.configs import ModelConfig, PlainMambaConfig, VimConfig, VMambaConfig
 
 _configs: dict[str, ModelConfig] = {}
 
@@ -58,6 +58,9 @@ for _config in (
     VimConfig(name="vim_small_patch16_224", embed_dim=384),
     VimConfig(name="vim_small_patch16_stride8_224", embed_dim=384, stride=8),
     VimConfig(name="vim_base_patch16_224", embed_dim=768),
+    PlainMambaConfig(name="plainmamba_l1", embed_dim=192, num_convs=1, dw_layers=(0,)),
+    PlainMambaConfig(name="plainmamba_l2"),
+    PlainMambaConfig(name="plainmamba_l3", embed_dim=448, depth=36),
     VMambaConfig(name="vmamba_tiny_s1l8"),
     VMambaConfig(name="vmamba_tiny_s2l5", depths=(2, 2, 5, 2), expand=2),
     VMambaConfig(name="vmamba_small_s2l15", depths=(2, 2, 15, 2), expand=2),

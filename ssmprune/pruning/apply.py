@@ -55,7 +55,7 @@ class PruningPlan:
         """Resolve `policy` for the model described by `config`.
 
         Raises:
-            PolicyError: The policy is for another model.
+            PolicyError: The policy is for another model, or does not fit its image size.
         """
         if policy.model != config.name:
             raise PolicyError(
@@ -63,6 +63,9 @@ class PruningPlan:
                 f"got one for {policy.model!r} with {config.name!r}; "
                 f"search a policy for {config.name}, or use {policy.model}."
             )
+        faults = policy.faults(config)
+        if faults:
+            raise PolicyError(f"{'; '.join(faults)}.")
         stages = policy.effective_stages(config)
         if policy.reduction == "grid":
             return cls(policy, {}, {stage.layer: stage for stage, _ in stages})

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmprune.errors import UsageError
-from ssmprune.policy import scorer_names
+from ssmprune.policy import class_token_scorers, scorer_names
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Features:
 
     Attributes:
         y: SSM output before the gate, all directions together, (B, L, E).
-        steps: Raw step (B, L, E) and its bias (E,) of each scan direction, before the softplus.
+        steps: Raw step (B, L, E) and its bias (E,) of each scan direction, before the softplus;
+            one pair where the directions share it.
         positions: Positions in the unpruned sequence, (B, L).
         prefix: True at prefix tokens, (B, L).
         layer: Index of the block.
@@ -59,13 +60,16 @@ class RegisteredScorer:
 _scorers: dict[str, RegisteredScorer] = {}
 
 
-def register_scorer(name: str, flops: CostFunction) -> Callable[[ScoreFunction], ScoreFunction]:
+def register_scorer(
+    name: str, flops: CostFunction, *, class_token: bool = False
+) -> Callable[[ScoreFunction], ScoreFunction]:
     """File a scorer under a name that policies can use.
 
     Args:
         name: The name.
         flops: FLOPs for one image as a function of L, E and K: one for each element that enters a
             reduction, one for each element gathered; element-wise work is free.
+        class_token: Whether it only serves models with a class token.
 
     Raises:
         UsageError: The name is taken.
@@ -76,6 +80,8 @@ def register_scorer(name: str, flops: CostFunction) -> Callable[[ScoreFunction],
             raise UsageError(f"a scorer's name must be new, got {name!r}; choose another name.")
         _scorers[name] = RegisteredScorer(score, flops)
         scorer_names.add(name)
+        if class_token:
+            class_token_scorers.add(name)
         return score
 
     return register
@@ -125,7 +131,7 @@ def delta(features: Features) -> Tensor:
     return total.mean(-1)
 
 
-@register_scorer("cls_similarity", flops=lambda L, E, K: 3 * L * E)
+@register_scorer("cls_similarity", flops=lambda L, E, K: 3 * L * E, class_token=True)
 def cls_similarity(features: Features) -> Tensor:
     """Cosine similarity of y with the class token's y."""
     norm = features.y.square().sum(-1, keepdim=True).sqrt()

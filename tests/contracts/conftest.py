@@ -8,7 +8,7 @@ import torch
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_fault
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Family:
         )
 
     def has(self, scorer: str) -> bool:
-        """Whether the scorer can work: one of them needs a class token."""
-        return scorer != "cls_similarity" or bool(self.config.prefix_positions)
+        """Whether the scorer can work with the family."""
+        return scorer_fault(scorer, self.config) is None
 
 
 FAMILIES = {
@@ -53,6 +53,13 @@ FAMILIES = {
         replace(find_config("vim_nano"), image_size=(30, 24), embed_dim=16, depth=3),
         conv=("compact", "position"),
         directions=2,
+    ),
+    "plain_mamba": Family(
+        replace(
+            find_config("plainmamba_l1"), image_size=(80, 64), embed_dim=16, depth=3, d_state=4
+        ),
+        conv=("position",),
+        directions=4,
     ),
 }
 

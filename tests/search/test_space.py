@@ -18,7 +18,7 @@ from search.synthetic import SyntheticEvaluator
 from ssmprune import Policy
 from ssmprune.errors import SpaceError
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.policy import Alignment, Scorer, Stage, scorer_names
+from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault, scorer_names
 
 SHIPPED = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
 MINIMAL = {
@@ -46,7 +46,10 @@ def subsets(values: list[Any]) -> st.SearchStrategy[list[Any]]:
 @st.composite
 def spaces(draw: st.DrawFn) -> SearchSpace:
     model = draw(st.sampled_from(model_names()))
-    depth = find_config(model).depth
+    config = find_config(model)
+    scorers = [name for name in sorted(scorer_names) if scorer_fault(name, config) is None]
+    convs = [conv for conv in ("compact", "position") if conv_fault(conv, config) is None]
+    depth = config.depth
     step = draw(st.sampled_from([0.05, 0.1, 0.125]))
     steps = draw(st.integers(1, 6))
     high = draw(st.sampled_from([1.0, 0.9]))
@@ -64,11 +67,11 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     return space(
         model=model,
         ratios=where,
-        scorer=draw(subsets(sorted(scorer_names))),
+        scorer=draw(subsets(scorers)),
         alignment={
             "decay": draw(subsets(["none", "zero_input", "neighbor"])),
             "strength": draw(subsets([0.25, 0.5, 1.0])),
-            "conv": draw(subsets(["compact", "position"])),
+            "conv": draw(subsets(convs)),
         },
     )
 
@@ -244,6 +247,14 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         (
             {"schedules": [{"name": "a", "layers": [2]}]},
             ["either stages, or layers and keep_ratio"],
+        ),
+        (
+            {"model": "plainmamba_l1", "scorer": ["l1", "cls_similarity"]},
+            ["conv must be position", "got 'compact' at alignment.conv", "got 'cls_similarity'"],
+        ),
+        (
+            {"model": "plainmamba_l1", "alignment": {"conv": ["position", "compact"]}},
+            ["conv must be position on plainmamba_l1", "alignment.conv[1]"],
         ),
         (
             {"model": "vim_nono", "ratios": ratios(low=2.0), "colour": 1},

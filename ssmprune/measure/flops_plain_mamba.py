@@ -1,0 +1,103 @@
+"""FLOPs of PlainMamba in closed form, and what its publication charges.
+
+It charges everything that a dense model runs, the scan once per direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopRow
+from ssmprune.models.configs import PlainMambaConfig
+from ssmprune.pruning.apply import PruningStep
+from ssmprune.pruning.scorers import find_scorer, sort_flops
+
+_DIRECTIONS, _WALKS = 4, 2
+_STEM_WIDTH = 64
+_BATCH_NORM_FLOPS = 2  # per element, fvcore's figure for fixed statistics
+
+NAMES = {
+    ("stem", "conv"): "patch_embed",
+    ("convs", "conv"): "patch_embed",
+    ("projection", "conv"): "patch_embed",
+    ("stem", "batch_norm"): "norm",
+    ("convs", "batch_norm"): "norm",
+    ("norm", "layer_norm"): "norm",
+    ("ln1", "layer_norm"): "norm",
+    ("dw", "conv"): "conv",
+    ("dw", "batch_norm"): "norm",
+    ("in_proj", "linear"): "in_proj",
+    ("conv2d", "conv"): "conv",
+    ("x_proj", "linear"): "x_proj",
+    ("dt_proj", "linear"): "dt_proj",
+    ("mamba", "selective_scan"): "scan",
+    ("out_proj", "linear"): "out_proj",
+    ("head", "mean"): "pool",
+    ("fc", "linear"): "head",
+}
+
+
+def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
+    """Every operator of the model, block by block."""
+    D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
+    L = HW = config.num_patches
+    pruned = False
+    for operator, flops in _patch_embed(config):
+        yield FlopRow("patch_embed", operator, flops, flops)
+    for layer in range(config.depth):
+        step = steps.get(layer)
+        M = L if step is None else step.keep_count
+        part = f"layers.{layer}"
+        for operator, flops in (
+            ("norm", NORM_FLOPS * L * D),
+            ("in_proj", L * D * 2 * E),
+            ("conv", HW * E * config.conv_size**2),
+            ("x_proj", L * E * (R + 2 * N)),
+            ("dt_proj", L * R * E),
+            ("scan", _DIRECTIONS * SCAN_FLOPS * L * E * N),
+        ):
+            yield FlopRow(part, operator, flops, flops)
+        walked = 2 * _WALKS * L * E + _DIRECTIONS * L * N + L * (E + 2 * N)
+        yield FlopRow(part, "gather", walked, 0)
+        if pruned:
+            yield from _grid(part, L * E)
+        if step is not None:
+            score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
+            yield FlopRow(part, "score", score, 0)
+            sort = sort_flops(L) + sort_flops(M) + _WALKS * sort_flops(M)
+            yield FlopRow(part, "sort", sort, 0)
+            yield FlopRow(part, "gather", M * (E + D + 1) + _WALKS * 3 * M, 0)
+            yield FlopRow(part, "scatter", _WALKS * M, 0)
+            pruned = True
+        yield FlopRow(part, "out_proj", M * E * D, L * E * D)
+        L = M
+        if layer in config.dw_layers:
+            for operator, flops in (("conv", HW * D * 9), ("norm", _BATCH_NORM_FLOPS * HW * D)):
+                yield FlopRow(part, operator, flops, flops)
+            if pruned:
+                yield from _grid(part, L * D)
+    yield FlopRow("ln1", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
+    yield FlopRow("head", "pool", L * D, L * D)
+    yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
+
+
+def _patch_embed(config: PlainMambaConfig) -> Iterator[tuple[str, int]]:
+    """The convolutions and batch norms, most of them at half the image's resolution."""
+    pixels = (config.image_size[0] // 2) * (config.image_size[1] // 2)
+    window = _STEM_WIDTH * (config.patch_size // 2) ** 2
+    convs = pixels * _STEM_WIDTH * (config.channels * 49 + config.num_convs * _STEM_WIDTH * 9)
+    yield "patch_embed", convs + config.num_patches * window * config.embed_dim
+    yield "norm", (1 + config.num_convs) * _BATCH_NORM_FLOPS * pixels * _STEM_WIDTH
+
+
+def _grid(part: str, elements: int) -> Iterator[FlopRow]:
+    """Tokens that are laid out on the grid and collected from it."""
+    yield FlopRow(part, "scatter", elements, 0)
+    yield FlopRow(part, "gather", elements, 0)
+
+
+def paper_flops(config: PlainMambaConfig, operator: str, flops: int, in_proj: int) -> int:
+    """The publication's charge for a traced operator."""
+    if operator == "out_proj":  # on the tokens that enter the block, as in_proj
+        return in_proj // 2
+    return flops
