@@ -19,7 +19,7 @@ import ssmprune
 from ssmprune.errors import CheckpointError, UsageError
 from ssmprune.models.checkpoints import load_checkpoint, shipped_checkpoint
 
-RELEASED = ["vim_tiny_patch16_224", "vmamba_tiny_s1l8", "vanilla_vmamba_tiny"]
+RELEASED = ["vim_tiny_patch16_224", "plainmamba_l1", "vmamba_tiny_s1l8", "vanilla_vmamba_tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,7 @@ def test_checkpoint_of_another_model_is_refused_with_its_differences(tmp_path, w
         ("vim_tiny_patch16_stride8_224", "vim_tiny_patch16_224"),
         ("vim_tiny_patch16_224", "vim_tiny_patch16_stride8_224"),
         ("vmamba_tiny_s2l5", "vim_nano"),
+        ("plainmamba_l2", "vmamba_tiny_s1l8"),
     ],
 )
 def test_checkpoint_of_another_model_of_the_zoo_is_refused_with_its_name(
