@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+import signal
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from search.cluster import Pool, Workers, measure_remotely, running_ray, share_out
@@ -203,20 +208,41 @@ def _watch(study: Study, workers: Workers, shown: SearchProgress) -> bool:
     Returns:
         Whether Ctrl-C was pressed, which makes them end soon; a second one is raised.
     """
-    interrupted = False
-    workers.start()
-    while workers.is_alive():
-        try:
+    told = False
+    with _first_interrupt() as interrupted:
+        workers.start()
+        while workers.is_alive():
             workers.join(POLL_SECONDS)
+            if interrupted() and not told:
+                study.end_session()
+                shown.say("search: ending after the candidates under way; Ctrl-C ends it at once")
+                told = True
             shown.show(study.counts())
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            study.end_session()
-            shown.say("search: ending after the candidates under way")
-    shown.show(study.counts())
-    return interrupted
+    return told
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C instead of raising it.
+
+    Raised, it could leave the study's view of the journal half read, at any instruction.
+    """
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread is told of signals
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: bool) -> None:

@@ -197,7 +197,7 @@ def test_interrupt_ends_after_the_candidates_under_way(
     run_dir = tmp_path / "run"
     process = start(space, run_dir, 5000)
     wait_for(lambda: evaluated(run_dir) >= 30, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
     assert process.wait(DEADLINE) == 0
     counts = Study(RunDirectory.open(run_dir)).counts()
     assert (counts.running, counts.lost, counts.failed) == (0, 0, 0)
@@ -215,7 +215,7 @@ def start(space: Path, run_dir: Path, trials: int) -> subprocess.Popen[bytes]:
         " progress=False); sys.exit(not result.interrupted)"
     )
     call = [sys.executable, "-c", script, str(space), str(run_dir), str(trials)]
-    return subprocess.Popen(call)
+    return subprocess.Popen(call, start_new_session=True)
 
 
 def evaluated(run_dir: Path) -> int:
