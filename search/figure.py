@@ -7,23 +7,23 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.labels import Array, Label, place_labels
 from search.measurement import Candidate, Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Array = NDArray[np.float64]
 Cost = Literal["FLOPs", "Latency"]
 
 # From Okabe and Ito's palette, which the colour-blind can tell apart; darkened for thin lines.
 _FRONT, _DENSE, _FAINT = "#0072B2", "#222222", "#6E6E6E"
 _SCHEDULES = (("#C04F00", "s"), ("#007A59", "^"), ("#A8467F", "D"), ("#8A6000", "v"))
 
-_MOST_ANCHORS = 100  # places beside which the name of all candidates is tried
 _DEEPEST = 40.0  # points of top-1 below the dense model
 
 
@@ -61,9 +61,7 @@ def draw_figure(picture: Picture) -> bytes:
     for axes, cost in zip(panels, costs, strict=True):
         _draw_panel(axes, picture, cost)
     panels[0].set_ylabel("Top-1 accuracy, %", fontsize=13)
-    figure.draw_without_rendering()
-    for axes, cost in zip(panels, costs, strict=True):
-        _label_panel(axes, picture, cost)
+    panels[-1].legend(loc="lower right", fontsize=10.5, frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()
@@ -99,14 +97,15 @@ def _series(picture: Picture, cost: Cost) -> Iterator[_Series]:
         hollow = figures is picture.dense_holdout
         points = np.array([[1.0, figures.top1]])
         intervals = np.array([[figures.top1_low, figures.top1_high, 1.0, 1.0]])
-        yield _Series("" if hollow else "dense", _DENSE, "*", points, intervals, points, hollow)
+        name = "dense, on the holdout" if hollow else "dense"
+        yield _Series(name, _DENSE, "*", points, intervals, points, hollow)
     points, intervals = _figures(picture.members, cost)
     name = f"front ({len(points)} policies)"
     yield _Series(name, _FRONT, "o", points, intervals, _frontier(points))
     measured = [c for c in picture.members if c.holdout]
     if measured:
         points, intervals = _figures(measured, cost, holdout=True)
-        name = "the same on the holdout"
+        name = "front, on the holdout"
         yield _Series(name, _FRONT, "o", points, intervals, points[:0], hollow=True)
 
 
@@ -145,7 +144,8 @@ def _frontier(points: Array) -> Array:
 
 def _draw_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
     every, _ = _figures(picture.candidates, cost)
-    axes.plot(*every.T, "o", c=_FAINT, ms=4, alpha=0.35, mew=0)
+    name = f"all {len(every)} candidates"
+    axes.plot(*every.T, "o", c=_FAINT, ms=4, alpha=0.35, mew=0, label=name)
     for series in _series(picture, cost):
         x, y = series.points.T
         width, alpha = (1.2, 1.0) if series.hollow else (4.5, 0.2)
@@ -156,41 +156,14 @@ def _draw_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
         axes.plot(*series.line.T, "-", c=series.color, lw=1.3, zorder=4)
         size = 12 if series.marker == "*" else 6.5
         fill = "white" if series.hollow else series.color
-        axes.plot(x, y, series.marker, c=series.color, mfc=fill, ms=size, zorder=5)
+        style: dict[str, Any] = {"c": series.color, "mfc": fill, "ms": size, "zorder": 5}
+        axes.plot(x, y, series.marker, label=series.name, **style)
     axes.set_ylim(*_accuracies(picture))
     axes.set_xlabel(f"{cost} relative to dense", fontsize=13)
     axes.grid(color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=12, length=0)
     axes.spines[:].set_visible(False)
-
-
-def _label_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
-    every, _ = _figures(picture.candidates, cost)
-    series = list(_series(picture, cost))
-    low, _ = _accuracies(picture)
-    labels = [Label(s.name, s.color, s.points) for s in series if s.name and len(s.points)]
-    visible = every[every[:, 1] > low]
-    if len(visible):
-        some = visible[:: 1 + len(visible) // _MOST_ANCHORS]
-        labels.append(Label(f"all {len(every)} candidates", _FAINT, some))
-    drawn = np.vstack([part for s in series for part in (s.points, _along(s.line))])
-    bars = np.vstack([_along(_bar(s, i)) for s in series for i in range(len(s.points))])
-    place_labels(axes, labels, [(drawn, 2.0), (bars, 0.3), (every, 0.3)])
-
-
-def _bar(series: _Series, index: int) -> Array:
-    x = series.points[index, 0]
-    return np.array([[x, end] for end in series.intervals[index, :2]])
-
-
-def _along(line: Array) -> Array:
-    """Points along a line, close enough that no text fits between two."""
-    if len(line) < 2:
-        return line
-    steps = np.linspace(0, len(line) - 1, 12 * len(line))
-    index = np.arange(len(line))
-    return np.stack([np.interp(steps, index, line[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _accuracies(picture: Picture) -> tuple[float, float]:
