@@ -10,7 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from search.measurement import LATENCY_BATCH, Measurement, Objective
+from search.measurement import (
+    LATENCY_BATCH,
+    LATENCY_FIGURES,
+    LATENCY_PROTOCOL,
+    Measurement,
+    Objective,
+)
 from ssmprune.data import ImageSet, open_images
 from ssmprune.measure.accuracy import evaluate
 from ssmprune.measure.flops import count_flops
@@ -20,6 +26,7 @@ from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy, remove_policy
+from ssmprune.scan import resolve_backend
 
 # Sets of images up to this size are read once and stay on the device.
 RESIDENT_BYTES = 4 * 2**30
@@ -128,10 +135,8 @@ class ModelEvaluator:
             SsmpruneError: A logit is NaN.
         """
         apply_policy(self._pruned, policy)
-        amp = self._setting.amp
-        accuracy = evaluate(self._pruned, self._images.loader, amp=amp)
+        accuracy = evaluate(self._pruned, self._images.loader, amp=self._setting.amp)
         count = count_flops(self._pruned.config, policy)
-        latency_ms, *ratio = self._latency(policy)
         return Measurement(
             split=self._images.split,
             top1=accuracy.top1,
@@ -141,28 +146,30 @@ class ModelEvaluator:
             flops=count.flops,
             flops_ratio=count.flops / self._dense_flops,
             paper_flops=count.paper_flops,
-            latency_ms=latency_ms,
-            latency_ratio=ratio[0],
-            latency_ratio_low=ratio[1],
-            latency_ratio_high=ratio[2],
+            **self._latency(policy),
         )
 
-    def _latency(self, policy: Policy) -> tuple[float, float, float, float]:
-        """Milliseconds for a batch, and the ratio to dense with its interval.
+    def _latency(self, policy: Policy) -> dict[str, Any]:
+        """The latency figures of a measurement.
 
         NaN where it is no objective, and on the holdout: no images change it.
         """
         if "latency_ms" not in self._setting.objectives or self._images.split == "holdout":
-            return math.nan, math.nan, math.nan, math.nan
-        latency = compare_latency(
+            return dict.fromkeys(LATENCY_FIGURES, math.nan)
+        found = compare_latency(
             self._unpruned,
             self._pruned,
             self._batch,
             repeats=LATENCY_REPEATS,
             warmup=1,
             amp=self._setting.amp,
+            backend=resolve_backend("auto", self._batch.device, self._batch.dtype),
         )
+        protocol = {key: getattr(found, key) for key in LATENCY_PROTOCOL}
+        ratios, unit = (found.ratio, found.ratio_low, found.ratio_high), found.dense_ms
         if not policy.stages:
-            return latency.dense_ms, 1.0, 1.0, 1.0
-        unit = self._dense.latency_ms if self._dense else latency.dense_ms
-        return unit * latency.ratio, latency.ratio, latency.ratio_low, latency.ratio_high
+            ratios = (1.0, 1.0, 1.0)
+        elif self._dense:
+            unit = self._dense.latency_ms
+        figures = dict(zip(LATENCY_FIGURES, (unit * ratios[0], *ratios), strict=True))
+        return {**figures, "latency_protocol": protocol}

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from search.measurement import LATENCY_BATCH, Candidate, Measurement
+from search.measurement import Candidate, Measurement
 from search.outcome import Outcome
 from ssmprune.errors import FileError, UsageError
 from ssmprune.policy import Policy
@@ -64,7 +64,7 @@ def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
     measured["flops"] = _cost(search.flops, dense.flops)
     measured["paper_flops"] = _cost(search.paper_flops, dense.paper_flops)
     if not math.isnan(search.latency_ratio):
-        measured["latency"] = _latency(search, outcome)
+        measured["latency"] = _latency(search, dense)
     return measured
 
 
@@ -83,17 +83,14 @@ def _cost(value: int, dense: int) -> dict[str, Any]:
     return {"policy": value, "dense": dense, "ratio": round(value / dense, 4)}
 
 
-def _latency(figures: Measurement, outcome: Outcome) -> dict[str, Any]:
-    call = outcome.run.info["call"]
+def _latency(figures: Measurement, dense: Measurement) -> dict[str, Any]:
     return {
         "ratio": round(figures.latency_ratio, 4),
         "ratio_low": round(figures.latency_ratio_low, 4),
         "ratio_high": round(figures.latency_ratio_high, 4),
         "policy_ms": round(figures.latency_ms, 3),
-        "dense_ms": round(outcome.dense.latency_ms, 3),
-        "device": call["device"],
-        "batch_size": min(call["batch_size"], LATENCY_BATCH),
-        "precision": "bfloat16" if call["amp"] else "float32",
+        "dense_ms": round(dense.latency_ms, 3),
+        **figures.latency_protocol,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ssmprune.policy import Policy
@@ -13,6 +13,17 @@ Objective = Literal["top1", "flops", "latency_ms"]
 
 LATENCY_BATCH = 16
 """Most images in the batch whose latency is measured."""
+
+LATENCY_FIGURES = ("latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high")
+LATENCY_PROTOCOL = (
+    "device",
+    "device_name",
+    "batch_size",
+    "precision",
+    "threads",
+    "backend",
+    "repeats",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Measurement:
         latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN on the
             holdout, and when latency is no objective of the search.
         latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
+        latency_protocol: Device and settings that latency was measured with.
     """
 
     split: str
@@ -42,6 +54,7 @@ class Measurement:
     latency_ratio: float
     latency_ratio_low: float
     latency_ratio_high: float
+    latency_protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON, which has no NaN: None stands for it."""

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from search.evaluator import ModelEvaluator, ModelEvaluators
-from search.measurement import Objective
+from search.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
+from search.measurement import LATENCY_BATCH, Objective
 from search.synthetic import SyntheticEvaluator, best_top1
 from ssmprune import Policy, create_model
 from ssmprune.data import open_images
@@ -78,6 +78,14 @@ def test_latency_is_the_dense_models_times_the_ratio(make_evaluator) -> None:
     found = make_evaluator(*LATENCY, dense=dense)(PRUNED)
     assert found.latency_ms == pytest.approx(dense.latency_ms * found.latency_ratio)
     assert found.latency_ratio_low <= found.latency_ratio <= found.latency_ratio_high
+    protocol = found.latency_protocol
+    assert (protocol["device"], protocol["precision"], protocol["backend"]) == (
+        "cpu",
+        "float32",
+        "cpu",
+    )
+    assert (protocol["batch_size"], protocol["repeats"]) == (LATENCY_BATCH, LATENCY_REPEATS)
+    assert protocol["threads"] >= 1 and protocol["device_name"]
 
 
 def test_holdout_is_another_set_of_images(make_evaluator) -> None:
