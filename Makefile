@@ -15,7 +15,6 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 130 --workers 2 --out $(RUN)
-	$(BIN)/ssmprune front $(RUN)
 	$(BIN)/ssmprune export $(RUN) --max-flops-ratio 0.6 -o $(RUN)/policies/flops-60.yaml
 	$(BIN)/ssmprune train --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml \
 	  --init shipped --steps 130 --out $(RUN)/finetuned
