@@ -14,10 +14,10 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 130 --workers 2 --out $(RUN)
+	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 150 --workers 2 --out $(RUN)
 	$(BIN)/ssmprune export $(RUN) --max-flops-ratio 0.6 -o $(RUN)/policies/flops-60.yaml
 	$(BIN)/ssmprune train --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml \
-	  --init shipped --steps 130 --out $(RUN)/finetuned
+	  --init shipped --steps 260 --out $(RUN)/finetuned
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m 'not slow'
