@@ -1,4 +1,8 @@
-"""The CPU kernels against plain torch: the scan against a loop over tokens, the convolution."""
+"""The CPU kernels against plain torch: the scan against a loop over tokens, the convolution.
+
+On one thread: idle threads of torch wait in busy loops, for ours to slow down by, or, told not to,
+are slow to wake, for torch to slow down by.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch import Tensor
 from benchmarks.record import paired
 from ssmprune.scan import causal_conv1d_silu, reference, selective_scan
 
-TITLE = "CPU kernels against torch, float32"
+TITLE = "CPU kernels against torch, float32, one thread"
 SHAPES = ((32, 197, 384, 16), (64, 65, 128, 8))
 
 
@@ -105,6 +109,7 @@ def row(name: str, shape: tuple[int, ...], times: Any, error: float) -> dict[str
 
 
 def run() -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
     return [
         *(forward_row(shape) for shape in SHAPES),
         *(training_row(shape) for shape in SHAPES),
