@@ -37,7 +37,7 @@ LOG_EVERY = 50
 _BETAS = (0.9, 0.98)
 _FINAL_LR = 0.02
 _MAX_SHARDS = 4
-_UNDECAYED = re.compile(r"(_log|pos_embed|cls_token)$")
+_UNDECAYED = re.compile(r"(_log|pos_embed|cls_token|direction_Bs)$")
 _PACKAGES = ("ssmprune", "torch", "timm", "numpy", "numba", "scikit-learn")
 
 
@@ -134,7 +134,7 @@ def train(
                 before = evaluate(network, holdout.loader, amp=settings.amp)
                 record["before"] = asdict(before)
             directory.write_record(record)
-            with _shards(torch.device(device)) as shards:
+            with _shards(network) as shards:
                 trainer = Trainer(network, settings, shards)
                 wall_s = _fit(trainer, stream, search, directory, _labels(record), progress)
                 final = {
@@ -306,15 +306,25 @@ def _fit(
     return time.perf_counter() - start
 
 
+def shard_limit(model: nn.Module) -> int:
+    """In how many parts at most a batch of `model` is computed on the CPU.
+
+    One where a batch norm needs the whole batch; else beyond a few Python's lock is the limit.
+    """
+    batch_norms = (isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return 1 if any(batch_norms) else _MAX_SHARDS
+
+
 @contextmanager
-def _shards(device: torch.device) -> Iterator[int]:
+def _shards(model: nn.Module) -> Iterator[int]:
     """How many shards to train in; divides torch's threads among them for the duration.
 
     Small operators gain next to nothing from a second thread, and the waiting threads of two pools
-    would take the cores from each other. Beyond a few shards Python's lock is the limit.
+    would take the cores from each other.
     """
     threads = torch.get_num_threads()
-    shards = min(threads, _MAX_SHARDS) if device.type == "cpu" else 1
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    shards = min(threads, shard_limit(model)) if on_cpu else 1
     torch.set_num_threads(threads // shards)
     try:
         yield shards

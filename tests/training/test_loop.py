@@ -13,7 +13,7 @@ from ssmprune import Policy, create_model
 from ssmprune.data import open_images, open_stream
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.training import TrainSettings, loop, train
-from ssmprune.training.loop import Trainer, parameter_groups
+from ssmprune.training.loop import Trainer, parameter_groups, shard_limit
 
 SHORT = TrainSettings(steps=6, batch_size=4, warmup_steps=2, checkpoint_every=4, curriculum=0.5)
 POLICY = """
@@ -213,12 +213,26 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     assert [seen[s] for s in (10, 50, 99)] == pytest.approx(cosine)
 
 
-def test_decay_spares_vectors_embeddings_and_the_logarithm_of_A():
-    model = create_model("vim_nano")
+def test_a_batch_is_not_divided_where_a_batch_norm_needs_all_of_it():
+    with torch.device("meta"):
+        assert shard_limit(create_model("vim_nano")) > 1
+        assert shard_limit(create_model("plainmamba_l1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("vim_nano", {"A_b_log", "D_b", "cls_token"}),
+        ("plainmamba_l1", {"direction_Bs"}),
+    ],
+)
+def test_decay_spares_vectors_embeddings_and_the_logarithm_of_A(name, own):
+    with torch.device("meta"):
+        model = create_model(name)
     decayed, undecayed = parameter_groups(model, 0.05)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spared = {names[id(p)].split(".")[-1] for p in undecayed["params"]}
-    assert {"bias", "A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed"} <= spared
+    assert {"bias", "A_log", "D", "pos_embed"} | own <= spared
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
     assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
     assert len(decayed["params"]) + len(undecayed["params"]) == len(names)
