@@ -106,6 +106,20 @@ def nano(**changes) -> str:
             nano(stages=[{"layer": 3, "keep_count": 9}, {"layer": 1, "keep_count": 8}]),
             "must ascend, got 1 after 3",
         ),
+        (
+            nano(model="plainmamba_l1"),
+            "conv must be position on plainmamba_l1, whose convolution reads the grid, got "
+            "'compact' at alignment.conv (policy, line 1); set alignment.conv to position.",
+        ),
+        (
+            nano(
+                model="plainmamba_l1",
+                scorer={"name": "cls_similarity"},
+                alignment={"conv": "position"},
+            ),
+            "scorer must do without a class token on plainmamba_l1, got 'cls_similarity' at "
+            "scorer.name (policy, line 5); use clipped_sum, delta, ",
+        ),
         (nano(alignment={"decay": "zero"}), "decay must be 'none', 'zero_input' or 'neighbor'"),
         (nano(alignment={"strength": 1.5}), "strength must be less than or equal to 1, got 1.5"),
         ("model: [", "must be plain YAML"),

@@ -45,7 +45,7 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator
     for operator, flops in _patch_embed(config):
         yield FlopRow("patch_embed", operator, flops, flops)
     for layer in range(config.depth):
-        step = steps.get(layer)
+        step, step_before = steps.get(layer), steps.get(layer - 1)
         M = L if step is None else step.keep_count
         part = f"layers.{layer}"
         for operator, flops in (
@@ -57,6 +57,10 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator
             ("scan", _DIRECTIONS * SCAN_FLOPS * L * E * N),
         ):
             yield FlopRow(part, operator, flops, flops)
+        if step_before is not None:  # its tokens are put into the order of each walk
+            yield FlopRow(part, "sort", _WALKS * sort_flops(L), 0)
+            yield FlopRow(part, "gather", _WALKS * 3 * L, 0)
+            yield FlopRow(part, "scatter", _WALKS * L, 0)
         walked = 2 * _WALKS * L * E + _DIRECTIONS * L * N + L * (E + 2 * N)
         yield FlopRow(part, "gather", walked, 0)
         if pruned:
@@ -64,10 +68,9 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator
         if step is not None:
             score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
             yield FlopRow(part, "score", score, 0)
-            sort = sort_flops(L) + sort_flops(M) + _WALKS * sort_flops(M)
-            yield FlopRow(part, "sort", sort, 0)
-            yield FlopRow(part, "gather", M * (E + D + 1) + _WALKS * 3 * M, 0)
-            yield FlopRow(part, "scatter", _WALKS * M, 0)
+            yield FlopRow(part, "sort", sort_flops(L) + sort_flops(M), 0)
+            placed = layer + 1 < config.depth or layer in config.dw_layers  # somebody asks where
+            yield FlopRow(part, "gather", M * (E + D + placed), 0)
             pruned = True
         yield FlopRow(part, "out_proj", M * E * D, L * E * D)
         L = M

@@ -31,7 +31,7 @@ from ssmprune.pruning.scorers import sort_flops
 
 Handle = Callable[[list[Any], list[Any]], int]
 
-# Element-wise arithmetic that fvcore neither prices nor ignores.
+# Element-wise arithmetic, and constants, that fvcore neither prices nor ignores.
 _FREE = (
     "__or__",
     "abs",
@@ -40,6 +40,7 @@ _FREE = (
     "div",
     "exp",
     "gelu",
+    "lift_fresh",
     "mul",
     "neg",
     "pad",

@@ -106,29 +106,31 @@ class GridTokens:
 
     Attributes:
         grid: H and W.
+        device: Where the tokens are.
         positions: Raster positions of the tokens, (B, L); None where none was pruned.
-        walks: The walks along the rows and along the columns.
+        alignment: How the scans cross the gaps that pruned tokens leave.
     """
 
     grid: tuple[int, int]
-    positions: Tensor | None
-    walks: tuple[Walk, Walk]
+    device: torch.device
+    positions: Tensor | None = None
+    alignment: Alignment | None = None
 
-    @classmethod
-    def whole(cls, grid: tuple[int, int], device: torch.device) -> GridTokens:
-        """Every token of a grid."""
-        walks = []
-        for order in zigzags(*grid):
-            backwards = move_labels(order[::-1], grid[1])[::-1]
-            arrays = (order, np.argsort(order), move_labels(order, grid[1]), backwards)
-            tensors = [torch.from_numpy(array.copy()).to(device) for array in arrays]
-            walks.append(Walk(tensors[0], tensors[1], (tensors[2], tensors[3])))
-        return cls(grid, None, (walks[0], walks[1]))
+    @functools.cached_property
+    def walks(self) -> tuple[Walk, Walk]:
+        """The walks along the rows and along the columns."""
+        by_rows, by_columns = (self._walk(order) for order in zigzags(*self.grid))
+        return by_rows, by_columns
 
-    def left(self, positions_BM: Tensor, alignment: Alignment) -> GridTokens:
-        """The tokens of this whole grid that are left, and the gaps that the others leave."""
-        by_rows, by_columns = (walk.left(positions_BM, alignment) for walk in self.walks)
-        return GridTokens(self.grid, positions_BM, (by_rows, by_columns))
+    def _walk(self, order: Indices) -> Walk:
+        width = self.grid[1]
+        backwards = move_labels(order[::-1], width)[::-1]
+        arrays = (order, np.argsort(order), move_labels(order, width), backwards)
+        visited, place, *moves = (torch.from_numpy(a.copy()).to(self.device) for a in arrays)
+        walk = Walk(visited, place, (moves[0], moves[1]))
+        if self.positions is None or self.alignment is None:
+            return walk
+        return walk.left(self.positions, self.alignment)
 
     def lay_out(self, values_BLE: Tensor) -> Tensor:
         """The tokens on their grid, zero where one was pruned, of shape (B, E, H, W)."""
@@ -312,7 +314,7 @@ class PlainMamba(Backbone):
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of shape (B, L, D) in raster order with their position embedding; their grid."""
         patches = self.patch_embed(images)
-        height, width = patches.shape[2:]
+        height, width = (int(side) for side in patches.shape[2:])  # plain numbers in a trace too
         pos_embed: Tensor = self.pos_embed
         if (height, width) != self.config.grid:
             pos_embed = resize_grid(pos_embed, self.config.grid, (height, width))
@@ -327,7 +329,7 @@ class PlainMamba(Backbone):
             )
         everywhere = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
         positions = everywhere
-        every_token = tokens = GridTokens.whole(grid, hidden.device)
+        tokens = GridTokens(grid, hidden.device)
         whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
             mixed: MixerOutput = layer.mamba(layer.norm(hidden), tokens)
@@ -338,7 +340,7 @@ class PlainMamba(Backbone):
                 if restore:
                     whole = hidden if whole is None else put(hidden, positions, whole)
                 gated, hidden, positions = (take(x, kept) for x in (gated, hidden, positions))
-                tokens = every_token.left(positions, self.plan.alignment)
+                tokens = GridTokens(grid, hidden.device, positions, self.plan.alignment)
             hidden = layer.smooth(hidden + layer.mamba.out_proj(gated), tokens)
         if whole is not None:
             hidden, positions = put(hidden, positions, whole), everywhere

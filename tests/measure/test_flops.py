@@ -14,31 +14,32 @@ from ssmprune.measure.trace import trace_flops
 from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
+from tests.contracts.conftest import FAMILIES
 
-STAGES = st.dictionaries(st.integers(0, 7), st.floats(0.02, 1), max_size=4)
 
-
-@given(
-    ratios=STAGES,
-    scorer=st.sampled_from(sorted(scorer_names)),
-    decay=st.sampled_from(["none", "zero_input", "neighbor"]),
-    conv=st.sampled_from(["compact", "position"]),
-)
-@settings(max_examples=20, deadline=None)
-def test_closed_form_equals_the_trace_by_operator_on_both_rules(ratios, scorer, decay, conv):
-    model = ssmprune.create_model("vim_nano")
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_closed_form_equals_the_trace_by_operator_on_both_rules(family, data):
+    layers = st.integers(0, family.config.depth - 1)
+    ratios = data.draw(st.dictionaries(layers, st.floats(0.02, 1)))
     policy = Policy(
-        model="vim_nano",
+        model=family.config.name,
         stages=tuple(Stage(layer=k, keep_ratio=ratios[k]) for k in sorted(ratios)),
-        scorer=Scorer(name=scorer),
-        alignment=Alignment(decay=decay, conv=conv),
+        scorer=Scorer(name=data.draw(st.sampled_from(sorted(filter(family.has, scorer_names))))),
+        alignment=Alignment(
+            decay=data.draw(st.sampled_from(["none", "zero_input", "neighbor"])),
+            conv=data.draw(st.sampled_from(family.conv)),
+        ),
     )
+    model = family.build()
     ssmprune.apply_policy(model, policy)
     assert trace_flops(model).by_operator() == count_flops(model.config, policy).by_operator()
 
 
-def test_closed_form_of_a_dense_model_equals_the_trace():
-    model = ssmprune.create_model("vim_nano")
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_closed_form_of_a_dense_model_equals_the_trace(family):
+    model = family.build()
     assert trace_flops(model).by_operator() == count_flops(model.config).by_operator()
 
 
@@ -63,6 +64,9 @@ def test_closed_form_of_a_grid_policy_equals_the_trace(name, ratios, size):
 @pytest.mark.parametrize(
     ("name", "published"),
     [
+        ("plainmamba_l1", 3.0),
+        ("plainmamba_l2", 8.1),
+        ("plainmamba_l3", 14.4),
         ("vmamba_tiny_s1l8", 4.9),
         ("vmamba_tiny_s2l5", 4.9),
         ("vmamba_small_s2l15", 8.7),

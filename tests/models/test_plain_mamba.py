@@ -1,9 +1,13 @@
 """PlainMamba against the official implementation, activation by activation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import ssmprune
+from ssmprune.errors import UsageError
 from ssmprune.models.configs import PlainMambaConfig
 from ssmprune.models.plain_mamba import GridTokens, PlainMamba
 from tests.conftest import relative_error
@@ -44,7 +48,7 @@ def activations(model: PlainMamba, images: torch.Tensor) -> dict[str, torch.Tens
     found["patch_embed"] = model.patch_embed(images).flatten(2).transpose(1, 2)
     hidden, grid = model.embed(images)
     found["tokens_in"] = hidden
-    tokens = GridTokens.whole(grid, hidden.device)
+    tokens = GridTokens(grid, hidden.device)
     for index, layer in enumerate(model.layers):
         name, mixer = f"layers.{index}", layer.mamba
         normed = layer.norm(hidden)
@@ -91,10 +95,39 @@ def test_every_activation_equals_the_official_model(golden, input_, dtype, limit
 
 @pytest.mark.parametrize(("suffix", "grid"), [("", (5, 4)), ("_alt", (3, 6))])
 def test_orders_and_moves_are_the_official_ones(golden, suffix, grid):
-    walks = directions(GridTokens.whole(grid, torch.device("cpu")))
+    walks = directions(GridTokens(grid, torch.device("cpu")))
     orders = [walk.order.flip(0) if reverse else walk.order for walk, reverse in walks]
     moves = [walk.moves[r].flip(0) if r else walk.moves[r] for walk, r in walks]
     assert torch.equal(torch.stack(orders), golden.arrays[f"scan_orders{suffix}"])
     assert torch.equal(torch.stack(moves), golden.arrays[f"scan_directions{suffix}"])
     for walk, _ in walks:
         assert torch.equal(walk.order[walk.place], torch.arange(len(walk.order)))
+
+
+def test_features_that_patches_do_not_divide_are_padded_below_and_on_the_right(golden):
+    model = build(golden, torch.float64)
+    embed, images = model.patch_embed, torch.randn(2, 3, 35, 26, dtype=torch.float64)
+    features = embed.convs(embed.stem(images))  # 18 x 13, where a patch is 4 x 4
+    padded = torch.zeros(2, 64, 20, 16, dtype=torch.float64)
+    padded[:, :, :18, :13] = features
+    assert torch.allclose(embed(images), embed.projection(padded), rtol=0, atol=1e-12)
+    assert model(images).shape == (2, 10)
+
+
+def test_pruned_model_refuses_images_of_another_size():
+    model = ssmprune.create_model("plainmamba_l1", policy="uniform_plainmamba_l1", image_size=32)
+    with pytest.raises(UsageError, match=r"\(2, 2\) patches under a policy, got \(2, 1\)"):
+        model(torch.zeros(1, 3, 32, 16))
+
+
+def test_position_embedding_of_another_grid_gives_the_official_model_at_its_size(golden):
+    """Resized once at loading, or by the official model in every forward: the same."""
+    square = golden.under("param/")["backbone.pos_embed"][:, :16]  # 4 x 4
+    config = replace(build(golden, torch.float32).config, image_size=(32, 32))
+    official = PlainMamba(config).double().eval()
+    weights = official.state_dict() | {"pos_embed": square.double()}
+    official.load_state_dict(weights)
+    wide = PlainMamba(replace(config, image_size=(24, 48))).double().eval()
+    wide.load_state_dict(wide.adapt_weights(weights))
+    images = golden.arrays["x_alt"].double()
+    assert relative_error(wide(images), official(images)) <= 1e-12

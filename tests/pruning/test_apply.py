@@ -85,6 +85,13 @@ def test_policy_for_another_model_is_refused(model):
         ssmprune.apply_policy(model, other)
 
 
+def test_count_above_the_patches_of_a_smaller_image_is_refused():
+    with pytest.raises(
+        PolicyError, match=r"must not exceed the 49 patch tokens.*got 156; lower it"
+    ):
+        ssmprune.create_model("vim_small_patch16_224", policy="top_vim_small", image_size=112)
+
+
 def test_apply_policy_refuses_a_module_that_is_no_backbone():
     with pytest.raises(TypeError, match="create_model"):
         ssmprune.apply_policy(torch.nn.Linear(1, 1), policy((1, 0.5)))
