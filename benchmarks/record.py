@@ -34,14 +34,19 @@ class Paired:
 
 
 def paired(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 11) -> Paired:
-    """Time `ours` and `peer` in turn, `repeats` times after one warm-up; ratio is peer / ours."""
+    """Time `ours` and `peer` in turn, `repeats` times; ratio is peer / ours.
+
+    Each timed call follows one of the same program that is not, so that neither finds caches and
+    heap as the other left them.
+    """
     times: dict[Callable[[], Any], list[float]] = {ours: [], peer: []}
-    for pair in range(-1, repeats):
+    for pair in range(repeats):
         for program in (ours, peer) if pair % 2 else (peer, ours):
+            program()
             start = time.perf_counter()
             program()
             times[program].append(1000 * (time.perf_counter() - start))
-    ours_ms, peer_ms = times[ours][1:], times[peer][1:]
+    ours_ms, peer_ms = times[ours], times[peer]
     ratios = [there / here for here, there in zip(ours_ms, peer_ms, strict=True)]
     low, high = median_interval(ratios)
     return Paired(
