@@ -47,6 +47,12 @@ PolicyFile = Annotated[
 Checkpoint = Annotated[
     str | None, typer.Option(help="A file with the weights.", show_default="the model's own")
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS", help="224, or 224x160 (height x width).", show_default="the model's own"
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -181,6 +187,7 @@ def evaluate_model(
     checkpoint: Checkpoint = None,
     policy: PolicyFile = None,
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}.")] = "holdout",
+    image_size: ImageSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     device: Device = "cpu",
     bf16: Bf16 = False,
@@ -191,9 +198,9 @@ def evaluate_model(
     Example: [bold]ssmprune eval --model vim_nano --data digits --policy policy.yaml[/]
     """
     place = find_device(device)
-    config = find_config(model)
     weights = _checkpoint(checkpoint, model)
-    network = create_model(model, weights, policy).to(place)
+    network = create_model(model, weights, policy, image_size=_sides(image_size)).to(place)
+    config = network.config
     images = open_images(
         data, split, image_size=config.image_size, channels=config.channels, batch_size=batch_size
     )
@@ -216,6 +223,7 @@ def profile(
     checkpoint: Annotated[
         str | None, typer.Option(help="A file with the weights.", show_default="random weights")
     ] = None,
+    image_size: ImageSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in the timed batch.")] = 32,
     device: Device = "cpu",
     bf16: Bf16 = False,
@@ -227,7 +235,7 @@ def profile(
     """
     place = find_device(device)
     given = None if checkpoint is None else _checkpoint(checkpoint, model)
-    network = create_model(model, given, policy).to(place)
+    network = create_model(model, given, policy, image_size=_sides(image_size)).to(place)
     costs = measure_profile(network, batch_size=batch_size, amp=bf16)
     if as_json:
         print_json(_profile_data(model, costs))
@@ -303,6 +311,18 @@ def _latency_text(latency: Latency) -> str:
         f"ratio {latency.ratio:.4f} (95 % interval {latency.ratio_low:.4f} to "
         f"{latency.ratio_high:.4f})\n[dim]{escape(protocol)}[/]"
     )
+
+
+def _sides(image_size: str | None) -> tuple[int, int] | None:
+    """Height and width, from one number or HEIGHTxWIDTH."""
+    if image_size is None:
+        return None
+    sides = image_size.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise UsageError(
+            f"--image-size must be pixels, as 224 or 224x160 (height x width), got {image_size!r}."
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 def _checkpoint(given: str | None, model: str) -> Path:

@@ -115,6 +115,20 @@ def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:
     assert "leaving the model 65" in result.stdout
 
 
+def test_profile_takes_another_image_size() -> None:
+    found = json_of("profile", "--model", "vim_nano", "--image-size", "48x72", "--batch-size", 1)
+    assert found["tokens"][0] == 8 * 12 + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [("49", "whole patches"), ("48x", "pixels"), ("big", "pixels")]
+)
+def test_profile_refuses_image_sizes_that_no_patches_cover(size: str, message: str) -> None:
+    result = call("profile", "--model", "vim_nano", "--image-size", size)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
 EVAL = ("eval", "--model", "vim_nano", "--data", "digits", "--checkpoint")
 
 
