@@ -65,8 +65,8 @@ def selective_scan(
         UsageError: The backend is unknown, or was asked for and cannot run these inputs.
     """
     dtype = u.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        u, delta, B, C = u.float(), delta.float(), B.float(), C.float()
+    halves = (torch.float16, torch.bfloat16)  # autocast lowers some inputs and not others
+    u, delta, B, C = (x.float() if x.dtype in halves else x for x in (u, delta, B, C))
     if backend == "auto" and (B.dim() != 3 or C.dim() != 3):
         backend = "reference"
     if resolve_backend(backend, u.device, u.dtype) == "reference":

@@ -109,6 +109,18 @@ def test_scan_in_half_precision_keeps_its_state_in_float32():
     assert relative_error(half, exact) < 0.02
 
 
+@pytest.mark.parametrize("name", ["u", "delta", "B", "C"])
+def test_scan_takes_a_mix_of_precisions_as_autocast_leaves_it(name):
+    torch.manual_seed(0)
+    shapes = {"u": 8, "delta": 8, "B": 4, "C": 4}
+    inputs = {key: torch.randn(2, 5, width) for key, width in shapes.items()}
+    inputs["A"] = -torch.rand(8, 4)
+    exact = selective_scan(**inputs, delta_softplus=True)
+    mixed = selective_scan(**inputs | {name: inputs[name].bfloat16()}, delta_softplus=True)
+    assert mixed.dtype == (torch.bfloat16 if name == "u" else torch.float32)
+    assert relative_error(mixed, exact) < 0.02
+
+
 @given(
     length=st.integers(1, 12),
     taps=st.integers(1, 5),
