@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -54,6 +55,13 @@ _FLOATS = ir.VectorType(_FLOAT, LANES)
 _INT32S = ir.VectorType(_INT32, LANES)
 _ADDRESSES = ir.VectorType(ir.IntType(64), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
+
+
+def _has_avx512() -> bool:
+    """Whether numba compiles for a CPU with AVX-512."""
+    host = numba.core.config.CPU_NAME is None and numba.core.config.CPU_FEATURES is None
+    features = llvmlite.binding.get_host_cpu_features() if host else {}
+    return bool(features.get("avx512f") and features.get("avx512dq"))
 
 
 # --- types ---------------------------------------------------------------------------------------
@@ -584,11 +592,55 @@ def _exp2_near_zero(x):
 
 
 @inline
-def exp2(x):
+def _exp2_anywhere(x):
     """2**x for x < 127, to 2e-7 of its value; below -126 the least normal number, 1e-38."""
     x = maximum(x, _LEAST_EXPONENT)
     shifted = x + _ROUND
     return _scale(_exp2_near_zero(x - (shifted - _ROUND)), shifted)
+
+
+def _avx512(name: str, *constants: int) -> Emit:
+    """An instruction of AVX-512, without a mask, on operands of 16 floats."""
+
+    def emit(builder: ir.IRBuilder, *operands: ir.Value) -> ir.Value:
+        bits, no_mask = ir.IntType(16), 0xFFFF
+        values = [
+            *operands,
+            *(ir.Constant(_INT32, constant) for constant in constants),
+            _constant(0.0),
+            ir.Constant(bits, no_mask),
+            ir.Constant(_INT32, 4),  # the rounding that is set
+        ]
+        function_type = ir.FunctionType(_FLOATS, [value.type for value in values])
+        function = cgutils.get_or_insert_function(
+            builder.module, function_type, f"llvm.x86.avx512.mask.{name}.ps.512"
+        )
+        return builder.call(function, values)
+
+    return emit
+
+
+@_primitive
+def _from_nearest_integer(typingctx: Any, x: Any) -> Any:
+    """x less the nearest integer, with AVX-512 only."""
+    nearest, quiet = 0b0000, 0b1000
+    return x(x), _lanewise(_avx512("reduce", nearest | quiet))
+
+
+@_primitive
+def _times_power(typingctx: Any, x: Any, exponent: Any) -> Any:
+    """x * 2**exponent for whole exponents, with AVX-512 only."""
+    return x(x, exponent), _lanewise(_avx512("scalef"))
+
+
+@inline
+def _exp2_with_avx512(x):
+    """2**x, to 2e-7 of its value."""
+    rest = _from_nearest_integer(x)
+    return _times_power(_exp2_near_zero(rest), x - rest)
+
+
+exp2 = _exp2_with_avx512 if _has_avx512() else _exp2_anywhere
 
 
 @inline

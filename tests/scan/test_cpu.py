@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -246,3 +248,22 @@ def test_conv_refuses_what_the_kernels_cannot_read() -> None:
         cpu_conv.conv_forward(x, weight, bias, torch.zeros(2, 5), False)
     with pytest.raises(UsageError, match=r"positions must be of shape \(2, 5\), got \(5,\)"):
         cpu_conv.conv_forward(x, weight, bias, torch.zeros(5, dtype=torch.long), False)
+
+
+ON_ANY_CPU = """
+import torch
+from ssmprune.scan import reference, selective_scan, simd
+assert simd.exp2 is not simd._exp2_with_avx512
+torch.manual_seed(0)
+u, delta = torch.randn(2, 30, 20), torch.randn(2, 30, 20).exp()
+A, B, C = -torch.rand(20, 3).exp(), torch.randn(2, 30, 3), torch.randn(2, 30, 3)
+found = selective_scan(u, delta, A, B, C, backend="cpu").double()
+exact, _ = reference.selective_scan(*(x.double() for x in (u, delta, A, B, C)))
+assert (found - exact).abs().max() <= 2e-6 * exact.abs().max()
+"""
+
+
+@pytest.mark.slow
+def test_scan_needs_no_special_instructions() -> None:
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    subprocess.run([sys.executable, "-c", ON_ANY_CPU], env=environment, check=True)
