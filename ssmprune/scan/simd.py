@@ -59,8 +59,9 @@ _BITS = ir.VectorType(ir.IntType(1), LANES)
 
 def _has_avx512() -> bool:
     """Whether numba compiles for a CPU with AVX-512."""
-    host = numba.core.config.CPU_NAME is None and numba.core.config.CPU_FEATURES is None
-    features = llvmlite.binding.get_host_cpu_features() if host else {}
+    chosen = vars(numba.core.config)  # by the environment
+    is_host = chosen["CPU_NAME"] is None and chosen["CPU_FEATURES"] is None
+    features = llvmlite.binding.get_host_cpu_features() if is_host else {}
     return bool(features.get("avx512f") and features.get("avx512dq"))
 
 
