@@ -12,6 +12,15 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 
+if not torch.cuda.is_available():  # has to be there before triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
+ON_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+)
+INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU")
+
 
 class Golden(NamedTuple):
     """One file of reference numbers: settings and arrays by name."""

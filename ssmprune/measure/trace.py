@@ -77,6 +77,9 @@ def trace_flops(model: Backbone) -> FlopCount:
     """
     config = model.config
     model = copy.deepcopy(model).cpu().float().eval()
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = "auto"  # type: ignore[assignment]
     image = torch.zeros(1, config.channels, *config.image_size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=TracerWarning)

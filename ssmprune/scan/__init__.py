@@ -1,45 +1,43 @@
 """The selective scan and its causal convolution, channel-last, on a backend chosen by name.
 
-`reference` is plain torch and runs anywhere; `cpu` is numba, for float32 on the CPU. `auto` takes
-`cpu` where it applies. A kernel is one torch operator (`ssmprune::selective_scan`,
-`ssmprune::causal_conv1d_silu`), so that tracing, FLOP counting and `torch.compile` see it whole.
+`ssmprune.scan.backends` says which there are. A kernel of ours is one torch operator
+(`ssmprune::selective_scan`, `ssmprune::causal_conv1d_silu`), so that tracing, FLOP counting and
+`torch.compile` see it whole.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmprune.errors import UsageError, unknown_name
-from ssmprune.scan import operators, reference
+from ssmprune.errors import UsageError
+from ssmprune.scan import mamba_ssm, operators, reference
+from ssmprune.scan.backends import (
+    BACKENDS,
+    HALF,
+    Availability,
+    Backend,
+    available_backends,
+    resolve_backend,
+)
 from ssmprune.scan.reference import Gaps
 
-__all__ = ["BACKENDS", "Backend", "Gaps", "causal_conv1d_silu", "resolve_backend", "selective_scan"]
+__all__ = [
+    "BACKENDS",
+    "Availability",
+    "Backend",
+    "Gaps",
+    "available_backends",
+    "causal_conv1d_silu",
+    "resolve_backend",
+    "selective_scan",
+]
 
-Backend = Literal["auto", "reference", "cpu"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "cpu")
-
-
-def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend that runs inputs of `dtype` on `device`: never `auto`.
-
-    Raises:
-        UsageError: The backend is unknown, or was asked for and cannot run these inputs.
-    """
-    if backend not in BACKENDS:
-        raise UsageError(unknown_name("scan backend", backend, BACKENDS))
-    kernel_runs = device.type == "cpu" and dtype == torch.float32
-    if backend == "auto":
-        return "cpu" if kernel_runs else "reference"
-    if backend == "cpu" and not kernel_runs:
-        raise UsageError(
-            f"scan backend 'cpu' must get float32 on the CPU, got {dtype} on {device}; "
-            "use 'auto' or 'reference'."
-        )
-    return backend
+_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 
 def selective_scan(
@@ -58,30 +56,37 @@ def selective_scan(
 ) -> Tensor:
     """The scan of `reference.selective_scan`; returns its output only, of shape (B, L, E).
 
-    Half-precision inputs are scanned in float32, and the output has the dtype of `u`. The kernels
-    take `B` and `C` of shape (B, L, N); with other shapes `auto` means `reference`.
+    Half-precision inputs, each of its own type, are scanned in float32, and the output has the type
+    of `u`. Our kernels take `B` and `C` of shape (B, L, N); with other shapes `auto` means
+    `reference`.
 
     Raises:
-        UsageError: The backend is unknown, or was asked for and cannot run these inputs.
+        UsageError: The backend is unknown, or was asked for and cannot run these inputs; L is 0; an
+            input has the wrong shape, is on another device than `u`, or is float64 beside others.
     """
+    gap, gap_step, gap_scale = gaps or (None, None, 0.0)
+    _check_scan(u, delta, A, B, C, D, delta_bias, gap, gap_step, z)
     dtype = u.dtype
-    halves = (torch.float16, torch.bfloat16)  # autocast lowers some inputs and not others
-    u, delta, B, C = (x.float() if x.dtype in halves else x for x in (u, delta, B, C))
-    if backend == "auto" and (B.dim() != 3 or C.dim() != 3):
+    is_grouped = B.dim() != 3 or C.dim() != 3
+    if backend == "auto" and is_grouped:
         backend = "reference"
-    if resolve_backend(backend, u.device, u.dtype) == "reference":
-        y, _ = reference.selective_scan(
-            u, delta, A, B, C, D, None, delta_bias, delta_softplus, gaps, reverse
+    backend = resolve_backend(backend, u.device, dtype)
+    if is_grouped and backend in ("cpu", "triton"):
+        raise UsageError(
+            f"scan backend {backend!r} must get B and C of shape (B, L, N), got "
+            f"{tuple(B.shape)} and {tuple(C.shape)}; use 'auto' or 'reference'."
         )
+    if backend in ("reference", "cpu"):
+        u, delta, A, B, C = (_widened(x) for x in (u, delta, A, B, C))
+        D, delta_bias, gap, gap_step = (_widened(x) for x in (D, delta_bias, gap, gap_step))
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    settings = gap_scale, delta_softplus, reverse
+    if backend == "reference":
+        y = _reference_scan(*inputs, *settings)
+    elif backend == "mamba_ssm":
+        y = mamba_ssm.selective_scan(*inputs, *settings)
     else:
-        if B.dim() != 3 or C.dim() != 3:
-            raise UsageError(
-                f"scan backend {backend!r} must get B and C of shape (B, L, N), got "
-                f"{tuple(B.shape)} and {tuple(C.shape)}; use 'auto' or 'reference'."
-            )
-        y = operators.selective_scan(
-            u, delta, A, B, C, D, delta_bias, *(gaps or (None, None, 0.0)), delta_softplus, reverse
-        )
+        y = operators.selective_scan(*inputs, *settings, backend)
     y = y if z is None else y * F.silu(z)
     return y.to(dtype)
 
@@ -96,10 +101,124 @@ def causal_conv1d_silu(
 ) -> Tensor:
     """The convolution of `reference.causal_conv1d_silu`, of shape (B, L, E).
 
+    Half-precision inputs, each of its own type, are convolved in float32, and the output has the
+    type of `x`.
+
     Raises:
-        UsageError: The backend is unknown, or was asked for and cannot run these inputs.
+        UsageError: The backend is unknown, or was asked for and cannot run these inputs; L is 0; an
+            input has the wrong shape, is on another device than `x`, or is float64 beside others.
     """
-    if resolve_backend(backend, x.device, x.dtype) == "reference":
-        return reference.causal_conv1d_silu(x, weight, bias, positions, reverse)
-    y: Tensor = operators.causal_conv1d_silu(x, weight, bias, positions, reverse)
-    return y
+    _check_conv(x, weight, bias, positions)
+    dtype = x.dtype
+    backend = resolve_backend(backend, x.device, dtype)
+    if backend in ("reference", "cpu"):
+        x, weight, bias = (_widened(tensor) for tensor in (x, weight, bias))
+    inputs = x, weight, bias
+    if backend == "reference":
+        y = reference.causal_conv1d_silu(*inputs, positions, reverse)
+    elif backend == "mamba_ssm":
+        y = mamba_ssm.causal_conv1d_silu(*inputs, positions, reverse)
+    else:
+        y = operators.causal_conv1d_silu(*inputs, positions, reverse, backend)
+    return y.to(dtype)
+
+
+def _reference_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    gap_step: Tensor | None,
+    gap_scale: float,
+    delta_softplus: bool,
+    reverse: bool,
+) -> Tensor:
+    gaps = None if gap is None else Gaps(gap, gap_step, gap_scale)
+    return reference.selective_scan(
+        u, delta, A, B, C, D, None, delta_bias, delta_softplus, gaps, reverse
+    )[0]
+
+
+def _widened(x: _MaybeTensor) -> _MaybeTensor:
+    return x.float() if x is not None and x.dtype in HALF else x
+
+
+def _check_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    gap: Tensor | None,
+    gap_step: Tensor | None,
+    z: Tensor | None,
+) -> None:
+    _check_sequence("u", u)
+    images, length, width = u.shape
+    states = A.shape[-1] if A.dim() else 1
+
+    def weights_shape(weights: Tensor) -> tuple[int, ...]:
+        if weights.dim() == 4:  # groups of channels; those that divide E stay as given
+            return images, length, math.gcd(weights.shape[2], width), states
+        return (width, states) if weights.dim() == 2 else (images, length, states)
+
+    _check_like(u, "delta", delta, (images, length, width))
+    _check_like(u, "A", A, (width, states))
+    _check_like(u, "B", B, weights_shape(B))
+    _check_like(u, "C", C, weights_shape(C))
+    _check_like(u, "D", D, (width,))
+    _check_like(u, "delta_bias", delta_bias, (width,))
+    _check_like(u, "gaps.count_BL", gap, (images, length))
+    _check_like(u, "gaps.step_E", gap_step, (width,))
+    _check_like(u, "z", z, (images, length, width))
+
+
+def _check_conv(x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None) -> None:
+    _check_sequence("x", x)
+    images, length, width = x.shape
+    _check_like(x, "weight", weight, (width, weight.shape[-1] if weight.dim() else 1))
+    _check_like(x, "bias", bias, (width,))
+    if positions is None:
+        return
+    if positions.dtype not in (torch.int32, torch.int64):
+        raise UsageError(f"positions must be int32 or int64, got {positions.dtype}; convert them.")
+    _check_place(x, "positions", positions, (images, length))
+
+
+def _check_sequence(name: str, x: Tensor) -> None:
+    if x.dim() != 3 or x.shape[1] == 0:
+        raise UsageError(
+            f"{name} must be of shape (B, L, E) with at least one token, got {tuple(x.shape)}."
+        )
+
+
+def _check_like(sequence: Tensor, name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuse an input that does not go with the sequence, its first input."""
+    if x is None:
+        return
+    _check_place(sequence, name, x, shape)
+    is_double = sequence.dtype == torch.float64
+    if not x.is_floating_point() or (x.dtype == torch.float64) != is_double:
+        types = "float64" if is_double else "float32 or half precision"
+        raise UsageError(
+            f"{name} must be {types} beside a sequence of {sequence.dtype}, got {x.dtype}; "
+            "convert one of them."
+        )
+
+
+def _check_place(sequence: Tensor, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise UsageError(
+            f"{name} must be of shape {shape} beside a sequence of {tuple(sequence.shape)}, "
+            f"got {tuple(x.shape)}."
+        )
+    if x.device != sequence.device:
+        raise UsageError(
+            f"{name} must be on {sequence.device} as the sequence is, got {x.device}; move it."
+        )

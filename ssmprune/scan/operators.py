@@ -1,14 +1,36 @@
 """The kernels as torch operators with gradients and fake implementations.
 
-numba is imported at the first call, not with the package.
+`backend` is `cpu` or `triton`. numba and triton are imported at the first call, not with the
+package.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def _scan_kernels(backend: str) -> ModuleType:
+    if backend == "triton":
+        from ssmprune.scan import gpu
+
+        return gpu
+    from ssmprune.scan import cpu
+
+    return cpu
+
+
+def _conv_kernels(backend: str) -> ModuleType:
+    if backend == "triton":
+        from ssmprune.scan import gpu
+
+        return gpu
+    from ssmprune.scan import cpu_conv
+
+    return cpu_conv
 
 
 @torch.library.custom_op("ssmprune::selective_scan", mutates_args=())
@@ -25,12 +47,12 @@ def selective_scan(
     gap_scale: float,
     delta_softplus: bool,
     reverse: bool,
+    backend: str,
 ) -> Tensor:
-    from ssmprune.scan import cpu
-
-    return cpu.scan_forward(
+    y: Tensor = _scan_kernels(backend).scan_forward(
         u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
     )
+    return y
 
 
 @selective_scan.register_fake
@@ -53,11 +75,10 @@ def _selective_scan_backward(
     gap_scale: float,
     delta_softplus: bool,
     reverse: bool,
+    backend: str,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, and of those of D, delta_bias, gap_step that are there."""
-    from ssmprune.scan import cpu
-
-    gradients = cpu.scan_backward(
+    gradients = _scan_kernels(backend).scan_backward(
         dy, u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
     )
     return [gradient for gradient in gradients if gradient is not None]
@@ -94,7 +115,7 @@ def _scan_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         next(present) if x is not None and index != 7 and (index != 8 or has_gap) else None
         for index, x in enumerate(saved)
     ]
-    return (*gradients, None, None, None)
+    return (*gradients, None, None, None, None)
 
 
 selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)
@@ -102,11 +123,10 @@ selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)
 
 @torch.library.custom_op("ssmprune::causal_conv1d_silu", mutates_args=())
 def causal_conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool
+    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool, backend: str
 ) -> Tensor:
-    from ssmprune.scan import cpu_conv
-
-    return cpu_conv.conv_forward(x, weight, bias, positions, reverse)
+    y: Tensor = _conv_kernels(backend).conv_forward(x, weight, bias, positions, reverse)
+    return y
 
 
 @causal_conv1d_silu.register_fake
@@ -116,11 +136,18 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @torch.library.custom_op("ssmprune::causal_conv1d_silu_backward", mutates_args=())
 def _causal_conv1d_silu_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor | None,
+    reverse: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ssmprune.scan import cpu_conv
-
-    return cpu_conv.conv_backward(dy, x, weight, bias, positions, reverse)
+    dx, dweight, dbias = _conv_kernels(backend).conv_backward(
+        dy, x, weight, bias, positions, reverse
+    )
+    return dx, dweight, dbias
 
 
 @_causal_conv1d_silu_backward.register_fake
@@ -131,13 +158,13 @@ def _(
 
 
 def _conv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
 
 
 def _conv_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dweight, dbias = _causal_conv1d_silu_backward(dy, *ctx.saved_tensors, ctx.reverse)
-    return dx, dweight, dbias, None, None
+    dx, dweight, dbias = _causal_conv1d_silu_backward(dy, *ctx.saved_tensors, *ctx.settings)
+    return dx, dweight, dbias, None, None, None
 
 
 causal_conv1d_silu.register_autograd(_conv_gradients, setup_context=_conv_context)

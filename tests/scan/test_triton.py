@@ -1,0 +1,191 @@
+"""What is the Triton kernels' own: half precision, blocks and chunks, and being torch operators."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssmprune.measure.trace import trace_flops
+from ssmprune.models.families import build_model
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Alignment, Policy, Stage
+from ssmprune.pruning.apply import apply_policy
+from ssmprune.scan import (
+    Gaps,
+    causal_conv1d_silu,
+    gpu,
+    operators,
+    reference,
+    resolve_backend,
+    selective_scan,
+)
+from tests.conftest import INTERPRETED, ON_GPU, ROOT, relative_error
+
+SMALL = replace(find_config("vim_nano"), image_size=(18, 12), embed_dim=12, depth=2)
+
+
+@pytest.fixture(params=[pytest.param("cpu", marks=INTERPRETED), pytest.param("cuda", marks=ON_GPU)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def scan_tensors(B: int, L: int, E: int, N: int, device: str) -> tuple[torch.Tensor, ...]:
+    """u, delta, A, B, C, D, delta_bias, gap counts and steps."""
+    random = torch.Generator().manual_seed(0)
+    sequences = [torch.randn(B, L, n, generator=random) for n in (E, E, N, N)]
+    u, delta, B_BLN, C_BLN = sequences
+    A, D = -torch.rand(E, N, generator=random), torch.randn(E, generator=random)
+    count = torch.randint(0, 4, (B, L), generator=random).float()
+    parameters = (D, torch.rand(E, generator=random) - 4, count, torch.rand(E, generator=random))
+    return tuple(x.to(device) for x in (u, delta, A, B_BLN, C_BLN, *parameters))
+
+
+def assert_rounded(found: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """`found` is `exact` in `dtype`, cut off or rounded: Triton's interpreter cuts bfloat16 off."""
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), exact, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize(("L", "E", "N"), [(26, 3, 2), (2, 150, 1), (2, 3, 100), (1, 1, 300)])
+def test_scan_is_exact_over_many_chunks_blocks_and_states(device, L, E, N):
+    inputs = scan_tensors(1, L, E, N, device)
+    exact = [x.double().cpu().requires_grad_(i != 7) for i, x in enumerate(inputs)]
+    u, delta, A, B, C, D, bias, count, step = exact
+    expected, _ = reference.selective_scan(
+        u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5)
+    )
+    expected.sum().backward()
+    arguments = (*inputs, 0.5, True, False)
+    found = gpu.scan_forward(*arguments)
+    assert relative_error(found.cpu(), expected.detach()) <= 2e-6
+    gradients = gpu.scan_backward(torch.ones(1, device=device).expand(1, L, E), *arguments)
+    leaves = exact[:7] + exact[8:]
+    for gradient, leaf in zip(gradients, leaves, strict=True):
+        assert relative_error(gradient.cpu(), leaf.grad) <= 5e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_and_written_as_it_is_and_scanned_in_float32(device, dtype):
+    u, delta, A, B, C, D, bias, count, step = scan_tensors(1, 6, 5, 4, device)
+    u, delta, B = (x.to(dtype) for x in (u, delta, B))  # C stays float32
+    halves = [x.clone().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
+    wide = [x.float().clone().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
+    results = []
+    for u, delta, A, B, C, D, bias in (halves, wide):
+        y = selective_scan(
+            u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5), backend="triton"
+        )
+        y.backward(torch.ones_like(y))
+        results.append(y.detach())
+    assert_rounded(*results, dtype)
+    for leaf, other in zip(halves, wide, strict=True):
+        assert_rounded(leaf.grad, other.grad, leaf.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolution_in_half_precision_equals_float32_rounded(device, dtype):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 6, generator=random).to(device, dtype)
+    weight, bias = (torch.randn(shape, generator=random).to(device) for shape in ((6, 4), (6,)))
+    half, wide = x.clone().requires_grad_(), x.float().requires_grad_()
+    found = causal_conv1d_silu(half, weight, bias, backend="triton")
+    exact = causal_conv1d_silu(wide, weight, bias, backend="triton")
+    found.sum().backward()
+    exact.sum().backward()
+    assert_rounded(found.detach(), exact.detach(), dtype)
+    assert_rounded(half.grad, wide.grad, dtype)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own check
+def test_kernels_are_proper_torch_operators(device):
+    *tensors, count, step = scan_tensors(1, 2, 3, 2, device)
+    leaves = [x.requires_grad_() for x in tensors]
+    scan = (*leaves, count, step.requires_grad_(), 0.5, True, False, "triton")
+    torch.library.opcheck(operators.selective_scan, scan)
+    x, weight, bias = (
+        torch.rand(shape, device=device).requires_grad_() for shape in ((1, 2, 3), (3, 2), (3,))
+    )
+    positions = torch.tensor([[0, 2]], device=device)
+    conv = (x, weight, bias, positions, True, "triton")
+    torch.library.opcheck(operators.causal_conv1d_silu, conv)
+
+
+@torch.no_grad()
+def test_pruned_model_has_the_logits_and_flops_of_the_other_backends(device):
+    torch.manual_seed(0)
+    model = build_model(SMALL, "triton").eval()
+    other = build_model(SMALL, "reference").eval()
+    other.load_state_dict(model.state_dict())
+    alignment = Alignment(decay="zero_input", strength=1.0, conv="position")
+    policy = Policy(model=SMALL.name, stages=(Stage(layer=0, keep_ratio=0.5),), alignment=alignment)
+    for each in (model, other):
+        apply_policy(each, policy)
+    images = torch.randn(1, SMALL.channels, *SMALL.image_size)
+    assert relative_error(model.to(device)(images.to(device)).cpu(), other(images)) <= 1e-5
+    assert trace_flops(model).by_operator() == trace_flops(other).by_operator()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_results_on_the_gpu_are_the_same_every_time():
+    arguments = (*scan_tensors(8, 197, 384, 16, "cuda"), 0.5, True, True)
+    dy = torch.randn(8, 197, 384, device="cuda")
+    first, *others = (
+        [gpu.scan_forward(*arguments), *gpu.scan_backward(dy, *arguments)] for _ in range(5)
+    )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_is_triton_on_the_gpu():
+    cuda = torch.device("cuda")
+    assert resolve_backend("auto", cuda, torch.bfloat16) == "triton"
+    assert resolve_backend("auto", cuda, torch.float64) == "reference"
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ssmprune.scan import gpu
+
+SEQUENCES = {"y", "dy", "u", "du", "delta", "ddelta", "B", "C", "x"}
+SUMS = {"dA", "dB", "dC", "dtotal", "dparameters", "history"}
+PARAMETERS = {"A", "D", "weight", "bias", "delta_bias", "gap", "gap_step"}
+CONSTANTS = dict(SOFTPLUS=True, REVERSE=True, TAPS=4, BLOCK_T=16, BLOCK_E=16, BLOCK_N=16)
+TYPES = (
+    dict.fromkeys(SEQUENCES, "*bf16")
+    | dict.fromkeys(SUMS | PARAMETERS, "*fp32")
+    | {"positions": "*i64", "gap_scale": "fp32"}
+    | dict.fromkeys(CONSTANTS, "constexpr")
+)
+for kernel in (gpu._scan_forward, gpu._scan_backward, gpu._conv_forward, gpu._conv_backward):
+    for missing in ((), ("D", "delta_bias", "gap", "gap_step", "positions")):
+        types = TYPES | dict.fromkeys(missing, "constexpr")
+        constants = CONSTANTS | dict.fromkeys(missing)
+        source = ASTSource(
+            kernel,
+            {name: types.get(name, "i32") for name in kernel.arg_names},
+            {name: constants[name] for name in kernel.arg_names if name in constants},
+        )
+        target = GPUTarget("cuda", int(sys.argv[1]), 32)
+        assert compile(source, target, {"num_warps": 1, "enable_fp_fusion": True}).asm["cubin"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_gpus_that_are_not_there(capability, tmp_path):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", COMPILE, str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
