@@ -26,6 +26,7 @@ from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.output import print_json, show
 from ssmprune.policy import shipped_policies
+from ssmprune.scan import available_backends
 from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainSettings
 from ssmprune.training import train as run_training
 
@@ -61,12 +62,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern of names.")] = "*",
+    backends: Annotated[
+        bool,
+        typer.Option(
+            "--backends", help="List the backends of the scan instead: where each runs, or why not."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The model zoo: name, parameters, FLOPs on both rules.
 
     Example: [bold]ssmprune models 'vim_small*'[/]
     """
+    if backends:
+        _list_backends(as_json)
+        return
     names = model_names(pattern)
     if not names:
         raise UsageError(unknown_name("model", pattern, model_names()))
@@ -82,6 +92,19 @@ def models(
         height, width = row["image_size"]
         places = (f"{height} x {width}", str(row["patches"]))
         table.add_row(row["model"], *places, *(f"{figure:.3f}" for figure in figures))
+    show(table)
+
+
+def _list_backends(as_json: bool) -> None:
+    rows = available_backends()
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("Backend", "Available", "Reason"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.backend, "yes" if row.available else "no", escape(row.reason))
     show(table)
 
 

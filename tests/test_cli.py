@@ -18,6 +18,7 @@ import ssmprune.cli
 from search.cli import LIBRARY_COMMANDS, app
 from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
+from ssmprune.scan.mamba_ssm import scan_failure
 from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainResult
 
 POLICY = """\
@@ -96,6 +97,21 @@ def test_models_lists_parameters_and_flops() -> None:
     table = call("models", "vim_tiny*").stdout
     assert "vim_tiny_patch16_224" in table
     assert "vim_small" not in table
+
+
+def test_models_lists_backends_with_the_reason_of_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", None)
+    scan_failure.cache_clear()
+    rows = {row.pop("backend"): row for row in json_of("models", "--backends")}
+    assert set(rows) == {"reference", "cpu", "triton", "mamba_ssm"}
+    assert rows["cpu"] == {"available": True, "reason": "runs on cpu"}
+    assert not rows["mamba_ssm"]["available"]
+    assert "mamba_ssm" in rows["mamba_ssm"]["reason"]
+    table = call("models", "--backends").stdout
+    assert rows["mamba_ssm"]["reason"].split()[0] in table
+    scan_failure.cache_clear()
 
 
 def test_profile_prints_costs_of_policy_and_dense(policy: Path) -> None:
