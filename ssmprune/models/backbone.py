@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 from torch import Tensor, nn
 
@@ -21,9 +21,12 @@ class Backbone(nn.Module, ABC):
         config: The model's configuration.
         backend: The scan's backend.
         plan: What to prune after which block; None for dense.
+        resumes: Whether the family has `embed`, `run_dense` and `forward_from`, so that its first
+            blocks can be run once for many plans.
     """
 
     config: ModelConfig
+    resumes: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, backend: Backend = "auto"):
         super().__init__()
@@ -65,6 +68,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:
         """Logits of shape (B, num_classes)."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What enters the first block, of shape (B, L, D)."""
+        raise NotImplementedError
+
+    def run_dense(self, entering: Tensor, first: int, last: int) -> Tensor:
+        """What enters block `last`, given what enters block `first` and no pruning in between."""
+        raise NotImplementedError
+
+    def forward_from(self, entering: Tensor, first: int) -> Tensor:
+        """Logits of shape (B, num_classes), given what enters block `first`."""
+        raise NotImplementedError
 
     @overload
     def forward_features(self, images: Tensor, restore: Literal[False] = False) -> TokenStream: ...

@@ -170,6 +170,7 @@ class Vim(Backbone):
     """A Vim classifier."""
 
     config: VimConfig
+    resumes = True
 
     def __init__(self, config: VimConfig, backend: Backend = "auto"):
         super().__init__(config, backend)
@@ -190,14 +191,25 @@ class Vim(Backbone):
         return torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1) + self.pos_embed
 
     def encode(self, images: Tensor, restore: bool) -> TokenStream:
-        hidden = self.embed(images)
-        residual = torch.zeros_like(hidden)
-        everywhere = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        return self._encode(self.embed(images), 0, restore)
+
+    def run_dense(self, entering: Tensor, first: int, last: int) -> Tensor:
+        for block in cast(Iterable[Block], self.layers[first:last]):
+            mixed: MixerOutput = block.mixer(block.norm(entering), None)
+            entering = entering + block.mixer.out_proj(mixed.gated) * 0.5
+        return entering
+
+    def forward_from(self, entering: Tensor, first: int) -> Tensor:
+        return self.forward_head(self._encode(entering, first, restore=False))
+
+    def _encode(self, residual: Tensor, first: int, restore: bool) -> TokenStream:
+        """Run the blocks from `first` on, which the stream `residual` of shape (B, L, D) enters."""
+        everywhere = torch.arange(residual.shape[1], device=residual.device)
+        everywhere = everywhere.expand(len(residual), -1)
         positions = everywhere
         aligned: AlignedTokens | None = None
         whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
-        for index, block in enumerate(cast(Iterable[Block], self.layers)):
-            residual = residual + hidden
+        for index, block in enumerate(cast(Iterable[Block], self.layers[first:]), first):
             mixed: MixerOutput = block.mixer(block.norm(residual), aligned)
             gated = mixed.gated
             steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
@@ -208,8 +220,7 @@ class Vim(Backbone):
                 gated, residual = take(gated, kept), take(residual, kept)
                 positions = take(positions, kept)
                 aligned = AlignedTokens.of(self.plan.alignment, positions, everywhere.shape[1])
-            hidden = block.mixer.out_proj(gated) * 0.5  # the mean of both directions
-        residual = residual + hidden
+            residual = residual + block.mixer.out_proj(gated) * 0.5  # the mean of both directions
         if whole is not None:
             residual, positions = put(residual, positions, whole), everywhere
         normed = self.norm_f(residual)
