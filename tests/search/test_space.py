@@ -202,6 +202,10 @@ def test_known_schedules_hold_the_files_own_and_only_feasible_ones():
         assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
 
 
+def test_every_model_of_the_zoo_has_a_space() -> None:
+    assert {path.stem for path in SHIPPED} == set(model_names())
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
     chosen = SearchSpace.load(path)
