@@ -123,7 +123,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     sampler: Annotated[
         str | None,
-        typer.Option(help="nsga2, tpe, random, qmc or gp.", show_default="tpe, or the run's"),
+        typer.Option(help="auto, nsga2, tpe, random, qmc or gp.", show_default="tpe, or the run's"),
     ] = None,
     seed: Annotated[
         int | None,
@@ -137,6 +137,21 @@ def search(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per batch, for accuracy and latency.")
     ] = 128,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|POLICY",
+            help="Try the front of an earlier run first, of another model too, or a policy by file "
+            "or name; may be given more than once.",
+        ),
+    ] = None,
+    early_stopping: Annotated[
+        bool,
+        typer.Option(
+            "--early-stopping/--no-early-stopping",
+            help="Stop candidates that are dominated beyond doubt before they see all images.",
+        ),
+    ] = True,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")] = False,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster.", show_default="this machine")
@@ -164,13 +179,16 @@ def search(
         device=device,
         batch_size=batch_size,
         amp=bf16,
+        early_stopping=early_stopping,
+        warm_start=warm_start or (),
         gpus_per_worker=gpus_per_worker,
         address=address,
         resume=resume,
     )
     counts = result.counts
     summary = (
-        f"{counts.finished} of {trials} candidates finished, {counts.failed} of them failed; "
+        f"{counts.finished} of {trials} candidates finished, {counts.stopped} of them stopped "
+        f"early, {counts.failed} failed; "
         f"{result.seconds:.0f} s"
     )
     if result.interrupted:

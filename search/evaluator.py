@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import nn
 
 from search.measurement import (
     LATENCY_BATCH,
@@ -17,8 +21,10 @@ from search.measurement import (
     Measurement,
     Objective,
 )
-from ssmprune.data import ImageSet, open_images
-from ssmprune.measure.accuracy import evaluate
+from search.prefix import FromBlock, Piece, PrefixCache
+from search.racing import Bits, Race
+from ssmprune.data import Batch, ImageSet, open_images
+from ssmprune.measure.accuracy import correct, wilson_interval
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency
 from ssmprune.models.checkpoints import checkpoint_sha256, load_checkpoint
@@ -31,6 +37,9 @@ from ssmprune.scan import resolve_backend
 # Sets of images up to this size are read once and stay on the device.
 RESIDENT_BYTES = 4 * 2**30
 
+# What enters the first pruned block is kept for this many bytes of images.
+PREFIX_BYTES = 2**29
+
 # The fewest pairs that have a 95 % interval: every candidate of a search is timed.
 LATENCY_REPEATS = 6
 
@@ -38,7 +47,14 @@ LATENCY_REPEATS = 6
 class Evaluator(Protocol):
     """Measures policies of one model on one split; a policy without stages is the dense model."""
 
-    def __call__(self, policy: Policy) -> Measurement: ...
+    def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
+        """Measure a policy on all images, or on fewer where `race` stops it.
+
+        Args:
+            race: Is shown what the policy gets right, in the order of the images. The latency of
+                a policy that it stops is not measured: it is given that of its rival.
+        """
+        ...
 
 
 class Evaluators(Protocol):
@@ -127,35 +143,58 @@ class ModelEvaluator:
         remove_policy(self._unpruned)
         self._batch = next(iter(images.loader))[0][:LATENCY_BATCH].to(setting.device)
         self._dense_flops = count_flops(model.config).flops
+        self._prefixes = PrefixCache(model, PREFIX_BYTES) if model.resumes else None
 
-    def __call__(self, policy: Policy) -> Measurement:
+    def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
         """Measure one policy.
 
         Raises:
             SsmpruneError: A logit is NaN.
         """
+        race = race or Race()
         apply_policy(self._pruned, policy)
-        accuracy = evaluate(self._pruned, self._images.loader, amp=self._setting.amp)
+        self._run(race)
+        hits, images = int(race.correct.sum()), len(race.correct)
+        low, high = wilson_interval(hits, images)
         count = count_flops(self._pruned.config, policy)
         return Measurement(
             split=self._images.split,
-            top1=accuracy.top1,
-            top1_low=accuracy.low,
-            top1_high=accuracy.high,
-            images=accuracy.images,
+            top1=100 * hits / images,
+            top1_low=low,
+            top1_high=high,
+            images=images,
             flops=count.flops,
             flops_ratio=count.flops / self._dense_flops,
             paper_flops=count.paper_flops,
-            **self._latency(policy),
+            **self._latency(policy, race),
         )
 
-    def _latency(self, policy: Policy) -> dict[str, Any]:
+    def _run(self, race: Race) -> None:
+        """Classify the images from rung to rung until the race is over."""
+        seen: list[Bits] = []
+        model: nn.Module = self._pruned
+        pieces = _pieces(self._images.loader, race.rungs(len(self._images)))
+        if self._prefixes is not None:
+            assert self._pruned.plan is not None
+            first = min(self._pruned.plan.steps, default=self._pruned.config.depth)
+            model, pieces = FromBlock(self._pruned, first), self._prefixes.enter(pieces, first)
+        for _, segment in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            batches = (batch for _, batch in segment)
+            seen.append(correct(model, batches, amp=self._setting.amp).numpy())
+            if race.show(np.concatenate(seen)):
+                return
+
+    def _latency(self, policy: Policy, race: Race) -> dict[str, Any]:
         """The latency figures of a measurement.
 
         NaN where it is no objective, and on the holdout: no images change it.
         """
         if "latency_ms" not in self._setting.objectives or self._images.split == "holdout":
             return dict.fromkeys(LATENCY_FIGURES, math.nan)
+        if race.is_lost:
+            assert race.rival is not None
+            unknown = dict.fromkeys(LATENCY_FIGURES, math.nan)
+            return {**unknown, "latency_ms": race.rival.search.latency_ms}
         found = compare_latency(
             self._unpruned,
             self._pruned,
@@ -173,3 +212,15 @@ class ModelEvaluator:
             unit = self._dense.latency_ms
         figures = dict(zip(LATENCY_FIGURES, (unit * ratios[0], *ratios), strict=True))
         return {**figures, "latency_protocol": protocol}
+
+
+def _pieces(loader: Iterable[Batch], rungs: Sequence[int]) -> Iterator[Piece]:
+    """The batches, cut where a rung divides one, each with the rung that it leads to."""
+    start = 0
+    for images, labels in loader:
+        cuts = [rung - start for rung in rungs if start < rung < start + len(labels)]
+        bounds = [0, *cuts, len(labels)]
+        for low, high in itertools.pairwise(bounds):
+            rung = next(rung for rung in rungs if start + high <= rung)
+            yield rung, (images[low:high], labels[low:high])
+        start += len(labels)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +26,7 @@ from search.rundir import RunDirectory
 from search.samplers import SAMPLERS
 from search.space import SearchSpace
 from search.study import Counts, Study
+from search.warmstart import warm_start as find_warm_start
 from search.worker import Job
 from ssmprune.devices import find_device
 from ssmprune.errors import RunError, UsageError, unknown_name
@@ -73,6 +74,8 @@ def search(
     device: str = "cpu",
     batch_size: int = 128,
     amp: bool = False,
+    early_stopping: bool = True,
+    warm_start: Sequence[str | Path] = (),
     gpus_per_worker: float | None = None,
     address: str | None = None,
     resume: bool = False,
@@ -89,12 +92,15 @@ def search(
         trials: Candidates to finish, those of earlier calls on this directory included.
         workers: Ray Tune workers that evaluate side by side.
         seed: Seed of the sampler; with None 0, or on resume the run's.
-        sampler: nsga2, tpe, random, qmc or gp; with None tpe, or on resume the run's.
+        sampler: auto, nsga2, tpe, random, qmc or gp; with None tpe, or on resume the run's.
         checkpoint: Weights of the model; with None those that ship with it.
         data: Name or folder of the data set.
         device: Torch device of the workers, such as cpu or cuda.
         batch_size: Images per batch; latency is that of at most 16.
         amp: Run models under bfloat16 autocast.
+        early_stopping: Stop candidates that are dominated beyond doubt, see `search.racing`.
+        warm_start: Runs whose fronts are tried first, of other models too, and policies by file
+            or name; not together with `resume`.
         gpus_per_worker: Share of a GPU that each worker holds; with None an equal share of what
             is there, at most 1, and 0 on the CPU.
         address: A Ray cluster; with None Ray runs on this machine for the time of the search.
@@ -109,10 +115,13 @@ def search(
     """
     start = time.monotonic()
     _check_call(trials, workers, sampler, gpus_per_worker)
+    if resume and warm_start:
+        raise UsageError("--warm-start must be given when a run begins, not with --resume.")
     run = RunDirectory.open(run_dir) if resume else RunDirectory(run_dir)
     if not resume:
         run.refuse_existing()
     frozen = SearchSpace.load(space)
+    warm = find_warm_start(warm_start, frozen)
     if evaluators is None:
         if address is None:  # on a cluster, Ray's resources tell later
             find_device(device)
@@ -135,6 +144,8 @@ def search(
         "device": device,
         "batch_size": batch_size,
         "amp": amp,
+        "early_stopping": early_stopping,
+        "warm_start": [str(origin) for origin in warm_start] or None,
     }
     identity = evaluators.identity()
     with run.lock(), SearchProgress(trials, progress) as shown:
@@ -145,9 +156,9 @@ def search(
         with running_ray(address, workers):
             pool = share_out(workers, device, gpus_per_worker)
             if not resume:
-                _begin(run, Path(space).read_text(encoding="utf-8"), identity, call)
+                _begin(run, Path(space).read_text(encoding="utf-8"), warm, identity, call)
             _measure_dense(run, evaluators, pool, here=address is None)
-            interrupted = _search(run, evaluators, pool, trials, shown)
+            interrupted = _search(run, evaluators, pool, trials, early_stopping, shown)
         study = Study(run)
         return SearchResult(
             run_dir=run.path,
@@ -160,7 +171,12 @@ def search(
 
 
 def _search(
-    run: RunDirectory, evaluators: Evaluators, pool: Pool, trials: int, shown: SearchProgress
+    run: RunDirectory,
+    evaluators: Evaluators,
+    pool: Pool,
+    trials: int,
+    early_stopping: bool,
+    shown: SearchProgress,
 ) -> bool:
     """Let workers run until the search and its holdout are complete.
 
@@ -173,7 +189,15 @@ def _search(
     study = Study(run)
     while _unfinished(study, trials):
         before = _done(study)
-        job = Job(run.path, uuid.uuid4().hex, trials, evaluators, pool.workers, pool.threads)
+        job = Job(
+            run.path,
+            uuid.uuid4().hex,
+            trials,
+            evaluators,
+            pool.workers,
+            pool.threads,
+            early_stopping,
+        )
         study.begin_session(job.session)
         workers = Workers(job, pool)
         interrupted = _watch(study, workers, shown)
@@ -264,10 +288,16 @@ def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: 
         run.write_info(info)
 
 
-def _begin(run: RunDirectory, space: str, identity: dict[str, Any], call: dict[str, Any]) -> None:
+def _begin(
+    run: RunDirectory,
+    space: str,
+    warm: Sequence[tuple[str, Policy]],
+    identity: dict[str, Any],
+    call: dict[str, Any],
+) -> None:
     """Write a new run; `run.json` comes last and makes it one."""
     run.freeze_space(space)
-    Study.create(run.journal_path, run.space)
+    Study.create(run.journal_path, run.space, warm)
     call = {**call, "sampler": call["sampler"] or "tpe", "seed": call["seed"] or 0}
     run.write_info(
         {

@@ -37,7 +37,8 @@ class Measurement:
         flops_ratio: `flops` over those of the dense model.
         paper_flops: Multiply-adds on the rule of the family's publications.
         latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN on the
-            holdout, and when latency is no objective of the search.
+            holdout, and when latency is no objective of the search. For a candidate that was
+            stopped early its rival's, which is no higher.
         latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
         latency_protocol: Device and settings that latency was measured with.
     """
@@ -77,7 +78,8 @@ class Candidate:
 
     Attributes:
         trial: Number of the Optuna trial.
-        source: Who proposed it: `schedule:NAME` for a queued one, else the sampler's name.
+        source: Who proposed it: `schedule:NAME` for a known schedule, `warm:NAME` for a policy from
+            elsewhere, else the sampler's name.
         search: Figures on the search split.
         holdout: Figures on the holdout, for members of the front after the search has ended.
     """

@@ -65,6 +65,7 @@ def _state(counts: Counts) -> str:
     """What is under way and what went wrong, without zeros."""
     parts = (
         (counts.running, "running"),
+        (counts.stopped, "stopped early"),
         (counts.failed, "failed"),
         (counts.lost, "lost with their worker and queued again"),
     )

@@ -26,7 +26,8 @@ from optuna.trial import FrozenTrial
 
 from ssmprune.errors import UsageError, unknown_name
 
-SAMPLERS = ("gp", "nsga2", "qmc", "random", "tpe")
+SAMPLERS = ("auto", "gp", "nsga2", "qmc", "random", "tpe")
+"""What a search can be told to use; `auto` is `search.portfolio`, which picks one of the others."""
 
 Distributions = Mapping[str, BaseDistribution]
 
@@ -59,7 +60,7 @@ def make_sampler(name: str, seed: int, proposal: int, distributions: Distributio
     """The sampler for one proposal.
 
     Args:
-        name: One of `SAMPLERS`.
+        name: One of `SAMPLERS` but `auto`.
         seed: Seed of the search.
         proposal: Number of the proposal.
         distributions: The parameters of every trial.

@@ -4,7 +4,8 @@ An Optuna study on a journal file, the only truth about a run. A trial is one ca
 
     waiting     queued: a known schedule, or the candidate of a worker that died
     running     leased to one worker
-    complete    evaluated; or, with `answered_by`, equal to one that was
+    complete    evaluated; with `stopped`, on some of the images only; or, with `answered_by`, equal
+                to one that was
     failed      closed as: failed (its evaluation), infeasible, duplicate, lost (its worker)
 
 A lease is the name of the worker process that asked. There is no heartbeat to forget: Ray tells
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -28,6 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 from search.front import pruning_key
 from search.journal import JournalFile
 from search.measurement import Candidate, Measurement
+from search.portfolio import choose
+from search.racing import Cost, Race, Rival, find_rival, pack, unpack
 from search.rundir import RunDirectory
 from search.samplers import make_sampler
 from search.space import SearchSpace
@@ -67,7 +71,8 @@ class Counts:
     """Trials of a study by what became of them.
 
     Attributes:
-        evaluated: Candidates with a measurement.
+        evaluated: Candidates with a measurement on all images.
+        stopped: Candidates that a rival stopped early.
         failed: Candidates whose evaluation failed.
         running: Candidates that a worker evaluates, or evaluated when it died.
         waiting: Candidates in the queue.
@@ -77,6 +82,7 @@ class Counts:
     """
 
     evaluated: int = 0
+    stopped: int = 0
     failed: int = 0
     running: int = 0
     waiting: int = 0
@@ -87,7 +93,7 @@ class Counts:
     @property
     def finished(self) -> int:
         """What counts towards the number of trials of a search."""
-        return self.evaluated + self.failed
+        return self.evaluated + self.stopped + self.failed
 
 
 class Study:
@@ -109,6 +115,7 @@ class Study:
         self._owner = owner
         self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
         self._distributions = self.space.distributions()
+        self._rivals: dict[int, Rival] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._journal = JournalFile(run.journal_path)
         try:
@@ -123,8 +130,16 @@ class Study:
             ) from None
 
     @staticmethod
-    def create(journal_path: Path, space: SearchSpace) -> None:
-        """Write the journal of a new study, with the space's known schedules in its queue."""
+    def create(
+        journal_path: Path, space: SearchSpace, warm: Sequence[tuple[str, Policy]] = ()
+    ) -> None:
+        """Write the journal of a new study, with the space's known schedules in its queue.
+
+        Args:
+            journal_path: File to write.
+            space: The search space.
+            warm: Names and policies of the space that are queued after the schedules.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             study_name=_NAME,
@@ -133,6 +148,8 @@ class Study:
         )
         for name, policy in space.known_schedules():
             _enqueue(study, space.params(policy), f"schedule:{name}", attempt=1)
+        for name, policy in warm:
+            _enqueue(study, space.params(policy), f"warm:{name}", attempt=1)
 
     def begin_session(self, session: str) -> int:
         """Let only workers of `session` ask from now on, and queue what others left open.
@@ -187,10 +204,12 @@ class Study:
     def _ask_once(self, known: list[FrozenTrial], lost: int) -> Suggestion | None:
         """One proposal; None when it needs no evaluation."""
         assert self._owner is not None
-        self._study.sampler = make_sampler(
-            self._sampler_name, self._seed, len(known) - lost, self._distributions
-        )
+        proposal = len(known) - lost
+        sampler = self._sampler(known, proposal)
+        self._study.sampler = make_sampler(sampler, self._seed, proposal, self._distributions)
         trial = self._study.ask()
+        if sampler != self._sampler_name and "source" not in trial.user_attrs:
+            trial.set_user_attr("source", sampler)
         policy = self.space.suggest(trial)
         fault = self.space.infeasible(policy)
         if fault is not None:
@@ -213,8 +232,34 @@ class Study:
             self._close(trial.number, "duplicate", f"equal to trial {twin.number}")
         return None
 
-    def tell(self, trial: int, measurement: Measurement) -> bool:
+    def _sampler(self, known: list[FrozenTrial], proposal: int) -> str:
+        """Name of the sampler of a proposal."""
+        if self._sampler_name != "auto":
+            return self._sampler_name
+        finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        signs = [-1 if objective == "top1" else 1 for objective in self.space.objectives]
+        losses = np.full((len(finished), len(signs)), np.inf)
+        for row, trial in zip(losses, finished, strict=True):
+            if _is_evaluated(trial):
+                row[:] = np.multiply(signs, trial.values)
+        sources = [trial.user_attrs.get("source") for trial in finished]
+        return choose(sources, losses, self._seed, proposal)
+
+    def race(self, policy: Policy) -> Race:
+        """The race of a candidate against what has been evaluated so far."""
+        for trial in self._trials():
+            if trial.number not in self._rivals and _is_rival(trial):
+                self._rivals[trial.number] = _rival(trial)
+        admitted = (r for r in self._rivals.values() if self.space.admits(r.search))
+        return Race(find_rival(admitted, Cost.of(policy), self.space.objectives))
+
+    def tell(self, trial: int, measurement: Measurement, race: Race | None = None) -> bool:
         """Record a candidate's figures, once; a figure that is not finite makes it a failure.
+
+        Args:
+            trial: Number of the candidate's trial.
+            measurement: Its figures.
+            race: How it came by them; what it got right is kept for later candidates to race.
 
         Returns:
             False when the trial was finished already, by whomever; then nothing is changed.
@@ -226,10 +271,18 @@ class Study:
         with self._journal.exclusive():
             if not self._is_running(trial):
                 return False
+            self._set_race(trial, race)
             self._set(trial, "measurement", measurement.to_dict())
             self._study.tell(trial, values)
         self._journal.sync()
         return True
+
+    def _set_race(self, trial: int, race: Race | None) -> None:
+        if race is not None and race.is_lost:
+            assert race.rival is not None
+            self._set(trial, "stopped", {"by": race.rival.trial, "images": len(race.correct)})
+        elif race is not None and len(race.correct):
+            self._set(trial, "correct", pack(race.correct))
 
     def fail(self, trial: int, reason: str) -> bool:
         """Record that a candidate could not be evaluated, once.
@@ -351,6 +404,12 @@ def _policy(trial: FrozenTrial) -> Policy:
     return Policy.model_validate(trial.user_attrs["candidate"]["policy"])
 
 
+def _completed_as(trial: FrozenTrial) -> str:
+    if not _is_own(trial):
+        return "duplicate"
+    return "stopped" if _is_stopped(trial) else "evaluated"
+
+
 def _closed_as(trial: FrozenTrial) -> str | None:
     closed = trial.user_attrs.get("closed")
     return str(closed["as"]) if closed else None
@@ -363,7 +422,29 @@ def _key(trial: FrozenTrial) -> str | None:
 
 
 def _is_evaluated(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.COMPLETE and "answered_by" not in trial.user_attrs
+    """Whether a trial has figures of its own, on all images."""
+    return trial.state == TrialState.COMPLETE and _is_own(trial) and not _is_stopped(trial)
+
+
+def _is_own(trial: FrozenTrial) -> bool:
+    return "answered_by" not in trial.user_attrs
+
+
+def _is_stopped(trial: FrozenTrial) -> bool:
+    return "stopped" in trial.user_attrs
+
+
+def _is_rival(trial: FrozenTrial) -> bool:
+    return _is_evaluated(trial) and "correct" in trial.user_attrs
+
+
+def _rival(trial: FrozenTrial) -> Rival:
+    return Rival(
+        trial.number,
+        Cost.of(_policy(trial)),
+        Measurement.from_dict(trial.user_attrs["measurement"]),
+        unpack(trial.user_attrs["correct"]),
+    )
 
 
 def _is_abandoned(trial: FrozenTrial, is_dead: Callable[[Owner], bool]) -> bool:
@@ -378,7 +459,7 @@ def _count(trials: Iterable[FrozenTrial]) -> Counts:
     kinds: Counter[str] = Counter()
     for trial in trials:
         if trial.state == TrialState.COMPLETE:
-            kinds["evaluated" if _is_evaluated(trial) else "duplicate"] += 1
+            kinds[_completed_as(trial)] += 1
         elif trial.state == TrialState.FAIL:
             kinds[_closed_as(trial) or "failed"] += 1
         else:

@@ -14,6 +14,7 @@ from statistics import pstdev
 from typing import Any
 
 from search.measurement import Measurement
+from search.racing import Race
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
@@ -48,7 +49,7 @@ class SyntheticEvaluator:
     model: str
     split: str
 
-    def __call__(self, policy: Policy) -> Measurement:
+    def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
         config = find_config(self.model)
         count, dense = count_flops(config, policy), count_flops(config).flops
         ratio = count.flops / dense

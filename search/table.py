@@ -17,7 +17,8 @@ from ssmprune.policy import Policy
 
 COLUMNS = {
     "trial": "number of the trial",
-    "source": "who proposed it: schedule:NAME for a known schedule, else the sampler",
+    "source": "who proposed it: schedule:NAME for a known schedule, warm:NAME for a policy from "
+    "elsewhere, else the sampler",
     "tokens": "patch tokens left after each pruning layer, as LAYER:COUNT",
     "scorer": "the scorer; several with / where stages name their own",
     "alignment": "decay, its strength, and what the convolution reads",

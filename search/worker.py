@@ -10,6 +10,7 @@ from pathlib import Path
 
 from search.evaluator import Evaluator, Evaluators
 from search.front import front
+from search.racing import Race
 from search.rundir import RunDirectory
 from search.study import Owner, Study, Suggestion
 
@@ -28,6 +29,7 @@ class Job:
         evaluators: Model and data.
         workers: Number of workers.
         threads: CPU threads of one worker.
+        early_stopping: Whether candidates race, see `search.racing`.
     """
 
     run_dir: Path
@@ -36,6 +38,7 @@ class Job:
     evaluators: Evaluators
     workers: int
     threads: int
+    early_stopping: bool = True
 
 
 def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> None:
@@ -67,7 +70,8 @@ def _search(
     evaluate = job.evaluators.open("search", job.threads, run.dense("search"))
     told, reported = 0, time.monotonic()
     while (suggestion := _next(study, job.trials)) is not None:
-        _settle(study, suggestion, evaluate)
+        race = study.race(suggestion.policy) if job.early_stopping else Race()
+        _settle(study, suggestion, evaluate, race)
         told += 1
         if time.monotonic() - reported >= REPORT_SECONDS:
             report({"told": told})
@@ -95,11 +99,11 @@ def _measure_holdout(job: Job, run: RunDirectory, study: Study, worker: int) -> 
                 study.set_holdout(member.trial, evaluate(member.policy))
 
 
-def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator) -> None:
+def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator, race: Race) -> None:
     """Evaluate a candidate and tell the study; whatever goes wrong with it ends only it."""
     try:
-        measurement = evaluate(suggestion.policy)
+        measurement = evaluate(suggestion.policy, race)
     except Exception as fault:  # noqa: BLE001 - recorded with its reason; the search goes on
         study.fail(suggestion.trial, f"{type(fault).__name__}: {fault}")
     else:
-        study.tell(suggestion.trial, measurement)
+        study.tell(suggestion.trial, measurement, race)

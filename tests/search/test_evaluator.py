@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from search.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
-from search.measurement import LATENCY_BATCH, Objective
+from search.measurement import LATENCY_BATCH, Measurement, Objective
+from search.racing import Cost, Race, Rival
 from search.synthetic import SyntheticEvaluator, best_top1
 from ssmprune import Policy, create_model
 from ssmprune.data import open_images
 from ssmprune.errors import CheckpointError, UsageError
-from ssmprune.measure.accuracy import evaluate
+from ssmprune.measure.accuracy import correct, evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.policy import Scorer, Stage
 
@@ -127,3 +130,45 @@ def test_synthetic_problem_is_best_with_equal_ratios_at_every_layer() -> None:
     assert found.top1 == best_top1(found.flops_ratio)
     assert evaluator(PRUNED).top1 < best_top1(evaluator(PRUNED).flops_ratio)
     assert evaluator(DENSE).top1 == 100.0
+
+
+@pytest.fixture(scope="module")
+def hits(make_evaluator) -> np.ndarray:
+    """What the pruned model gets right."""
+    race = Race()
+    make_evaluator("top1", "flops")(PRUNED, race)
+    return race.correct
+
+
+def rival_of(correct: np.ndarray, found: Measurement) -> Rival:
+    return Rival(7, Cost(1, (1,)), replace(found, latency_ms=3.5), correct)
+
+
+def test_race_is_shown_the_images_in_their_order(
+    make_evaluator, checkpoint: Path, hits: np.ndarray
+) -> None:
+    model = create_model("vim_nano", checkpoint=checkpoint, policy=PRUNED)
+    images = open_images("digits", "search", image_size=(48, 48), channels=1, batch_size=128)
+    assert hits.tolist() == correct(model, images.loader).tolist()
+
+
+def test_stopped_candidate_sees_no_more_images_and_is_not_timed(
+    make_evaluator, hits: np.ndarray
+) -> None:
+    evaluator = make_evaluator(*LATENCY)
+    race = Race(rival_of(np.ones(728, bool), evaluator(DENSE)))
+    found = evaluator(PRUNED, race)
+    assert race.is_lost
+    assert found.images == len(race.correct) == race.rungs(728)[0]
+    assert race.correct.tolist() == hits[: found.images].tolist()
+    assert found.top1 == 100 * hits[: found.images].sum() / found.images
+    assert found.latency_ms == 3.5
+    assert math.isnan(found.latency_ratio)
+
+
+def test_candidate_that_is_as_good_as_its_rival_sees_all_images(
+    make_evaluator, hits: np.ndarray
+) -> None:
+    evaluator = make_evaluator("top1", "flops")
+    alone = evaluator(PRUNED)
+    assert evaluator(PRUNED, Race(rival_of(hits, alone))).to_dict() == alone.to_dict()

@@ -18,6 +18,7 @@ import pytest
 
 from search.front import front, pruning_key
 from search.measurement import Measurement
+from search.racing import Race
 from search.rundir import RunDirectory
 from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
@@ -97,7 +98,7 @@ class DeadlyEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free, calls = SyntheticEvaluator(self.model, split), Counter[str]()
 
-        def evaluate(policy: Policy) -> Measurement:
+        def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             calls["n"] += 1
             graves = len(list(self.folder.glob("grave-*")))
             if split == "search" and policy.stages and calls["n"] == 5 and graves < self.deaths:
@@ -328,7 +329,7 @@ class FailingEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free = SyntheticEvaluator(self.model, split)
 
-        def evaluate(policy: Policy) -> Measurement:
+        def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             if policy.stages:
                 raise ArithmeticError("logits are NaN")
             return free(policy)

@@ -9,16 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from search.front import pruning_key
+from search.portfolio import ARMS
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS, make_sampler
 from search.space import SearchSpace
 from search.study import Counts, Owner, Study, Suggestion, candidates
 from search.synthetic import SyntheticEvaluator
+from ssmprune import Policy
 from ssmprune.errors import RunError, UsageError
+from ssmprune.policy import Alignment, Stage
 
 SPACE: dict[str, Any] = {
     "schema": "ssmprune.space/1",
@@ -27,6 +31,8 @@ SPACE: dict[str, Any] = {
     "scorer": ["l1", "l2"],
 }
 SCHEDULES = 4  # three equal stages with 0.9, 0.8, 0.7, 0.6
+
+DENSE = Policy(model="vim_nano", stages=())
 
 evaluate = SyntheticEvaluator("vim_nano", "search")
 
@@ -90,7 +96,8 @@ def test_ask_goes_on_with_the_sampler_until_enough_are_finished(
     done = run_to(worker(run), 11)
     assert len(done) == 11
     assert driver.counts().evaluated == 11
-    assert Counter(c.source for c in driver.candidates())[sampler] == 11 - SCHEDULES
+    sources = Counter(c.source for c in driver.candidates())
+    assert sum(sources[arm] for arm in (ARMS if sampler == "auto" else (sampler,))) == 7
 
 
 def test_unknown_sampler_is_refused_with_near_names() -> None:
@@ -350,3 +357,65 @@ def test_journal_that_holds_no_study_is_refused(make_run: MakeRun, text: str) ->
     run.journal_path.write_text(text)
     with pytest.raises(RunError, match=r"study\.journal"):
         candidates(run.path)
+
+
+def finish(study: Study, lost: bool, images: int = 8) -> int:
+    """Evaluate the next candidate; it gets every image right, or none and stops after four."""
+    suggestion = study.ask(1000)
+    assert suggestion is not None
+    race = study.race(DENSE)
+    race.correct, race.is_lost = np.full(4 if lost else images, not lost), lost
+    figures = replace(evaluate(suggestion.policy), images=len(race.correct))
+    assert study.tell(suggestion.trial, figures, race)
+    return suggestion.trial
+
+
+def test_stopped_candidate_counts_but_is_none_of_the_candidates(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    study = worker(run)
+    assert study.race(DENSE).rival is None
+    full = finish(study, lost=False)
+    stopped = finish(study, lost=True)
+    assert study.counts() == Counts(evaluated=1, stopped=1, waiting=SCHEDULES - 2)
+    assert study.counts().finished == 2
+    assert [candidate.trial for candidate in study.candidates()] == [full]
+    rival = worker(run, 1).race(DENSE).rival
+    assert rival is not None and rival.trial == full != stopped
+    assert rival.correct.tolist() == [True] * 8
+    assert rival.search == study.candidates()[0].search
+
+
+def test_rival_keeps_to_the_accuracy_limit(make_run: MakeRun) -> None:
+    run = make_run(limits={"top1": {"min": 99.9}})
+    begin(run)
+    study = worker(run)
+    finish(study, lost=False)
+    assert study.race(DENSE).rival is None
+
+
+def test_duplicate_of_a_stopped_candidate_is_answered_from_the_record(make_run: MakeRun) -> None:
+    run = make_run(
+        schedules=[
+            {"name": "once", "layers": [1], "keep_ratio": [0.5]},
+            {"name": "again", "stages": [{"layer": 1, "keep_ratio": 0.5}]},
+        ]
+    )
+    begin(run)
+    study = worker(run)
+    for _ in range(SCHEDULES):
+        finish(study, lost=False)
+    finish(study, lost=True)
+    finish(study, lost=False)
+    assert study.counts() == Counts(evaluated=SCHEDULES + 1, stopped=1, duplicate=1)
+
+
+def test_warm_policies_come_after_the_schedules(make_run: MakeRun) -> None:
+    run = make_run()
+    policy = run.space.normalise([Stage(layer=3, keep_ratio=0.55)], "l2", Alignment())
+    run.journal_path.unlink()
+    Study.create(run.journal_path, run.space, [("other@3", policy)])
+    begin(run)
+    done = run_to(worker(run), SCHEDULES + 1)
+    assert done[-1].policy == policy
+    assert candidates(run.path)[-1].source == "warm:other@3"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from search import worker
+from search.evaluator import Evaluator
 from search.front import front
 from search.measurement import Measurement
+from search.racing import Race
 from search.rundir import RunDirectory
 from search.study import Counts, Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
@@ -30,7 +32,7 @@ scorer: [l1, l2]
 class Evaluators(SyntheticEvaluators):
     """Measure by `evaluate` in place of the formula."""
 
-    def __init__(self, evaluate: Callable[[Policy], Measurement]):
+    def __init__(self, evaluate: Evaluator):
         super().__init__("vim_nano")
         object.__setattr__(self, "evaluate", evaluate)
 
@@ -57,7 +59,7 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def job(run: RunDirectory, evaluate: Callable[[Policy], Measurement] = free) -> Job:
+def job(run: RunDirectory, evaluate: Evaluator = free) -> Job:
     return Job(run.path, "s", 12, Evaluators(evaluate), workers=2, threads=1)
 
 
@@ -76,7 +78,7 @@ def test_work_reports_at_intervals(run: RunDirectory, monkeypatch: pytest.Monkey
 
 
 def test_failing_evaluation_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
-    def evaluate(policy: Policy) -> Measurement:
+    def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
         if policy.scorer.name == "l2":
             raise ValueError("no l2 today")
         return free(policy)
@@ -89,7 +91,7 @@ def test_failing_evaluation_is_recorded_and_the_search_goes_on(run: RunDirectory
 
 
 def test_nan_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
-    def evaluate(policy: Policy) -> Measurement:
+    def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
         return replace(free(policy), top1=math.nan if policy.stages[0].layer == 1 else 50.0)
 
     work(job(run, evaluate), 0, lambda _: None)
@@ -98,7 +100,7 @@ def test_nan_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
 
 
 def test_restarted_worker_does_what_it_left_open(run: RunDirectory) -> None:
-    def die(policy: Policy) -> Measurement:
+    def die(policy: Policy, race: Race | None = None) -> Measurement:
         raise SystemExit
 
     with pytest.raises(SystemExit):
@@ -109,7 +111,7 @@ def test_restarted_worker_does_what_it_left_open(run: RunDirectory) -> None:
 
 
 def test_worker_leaves_alone_what_another_one_evaluates(run: RunDirectory) -> None:
-    def die(policy: Policy) -> Measurement:
+    def die(policy: Policy, race: Race | None = None) -> Measurement:
         raise SystemExit
 
     with pytest.raises(SystemExit):
@@ -131,6 +133,31 @@ def test_workers_share_the_front_for_the_holdout(run: RunDirectory) -> None:
     work(job(run), 1, lambda _: None)
     members = front(candidates(run.path), ("top1", "flops"))
     assert all(m.holdout is not None for m in members)
+
+
+def racing(policy: Policy, race: Race | None = None) -> Measurement:
+    """The formula on 100 images: so many right as it says, the first ones."""
+    found = free(policy)
+    right = np.arange(100) < round(found.top1)
+    race = race or Race()
+    for images in race.rungs(100):
+        if race.show(
+            right[:images][::-1] if policy.scorer.name == "l1" else right[:images] & False
+        ):
+            break
+    return replace(found, top1=100.0 * race.correct.mean(), images=len(race.correct))
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_dominated_candidates_stop_only_where_they_race(
+    run: RunDirectory, early_stopping: bool
+) -> None:
+    work(replace(job(run, racing), early_stopping=early_stopping), 0, lambda _: None)
+    counts = Study(run).counts()
+    assert counts.finished == 12
+    assert (counts.stopped > 0) == early_stopping
+    images = {candidate.search.images for candidate in Study(run).candidates()}
+    assert images == {100}
 
 
 def _proposals(run: RunDirectory) -> dict[str, int]:

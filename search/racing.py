@@ -1,0 +1,154 @@
+"""Early stopping: a candidate that is dominated beyond doubt does not see the rest of the images.
+
+All candidates see the search images in one order, of which every prefix is a fair sample. A
+candidate's rival is the fully evaluated one with the highest top1 among those that cost no more;
+so a candidate that its rival beats in top1 is dominated. After each of `LOOKS` shares of the
+images the two are compared on the images that the candidate has seen: `losses` are those that only
+the rival gets right, `wins` those that only the candidate does. The candidate stops if the exact
+sign test (McNemar's) of losses > wins has a p-value of at most `FALSE_STOPS / len(LOOKS)`.
+
+So a candidate that gets as many of all images right as its rival, and with it every candidate that
+nothing dominates, stops with a chance of at most `FALSE_STOPS` over the orders of the images:
+among its discordant images, the losses seen are hypergeometric, whose upper tail is at most the
+binomial one of the sign test, and the looks share the rate (Bonferroni).
+
+To cost no more is to have no more FLOPs; where latency is an objective, also to have no more tokens
+in any block, which stands for a latency that would cost as much to measure as it saves.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.measurement import Measurement, Objective
+from ssmprune.measure.flops import count_flops
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Policy
+
+FALSE_STOPS = 0.05
+"""Highest chance that a candidate stops which is as good as its rival on all images."""
+
+LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of the images after which a candidate is compared with its rival."""
+
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a policy costs, known before anything runs.
+
+    Attributes:
+        flops: Multiply-adds for one image.
+        tokens: Tokens that each block scans.
+    """
+
+    flops: int
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, policy: Policy) -> Cost:
+        config = find_config(policy.model)
+        return cls(count_flops(config, policy).flops, policy.entering_tokens(config))
+
+    def is_within(self, other: Cost, objectives: Sequence[Objective]) -> bool:
+        """Whether this costs no more than `other`, in FLOPs and, with it, in latency."""
+        if "latency_ms" in objectives and any(
+            mine > theirs for mine, theirs in zip(self.tokens, other.tokens, strict=True)
+        ):
+            return False
+        return self.flops <= other.flops
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A fully evaluated candidate.
+
+    Attributes:
+        trial: Number of its trial.
+        cost: What its policy costs.
+        search: Its figures on the search split.
+        correct: Whether it classifies an image rightly, (images,).
+    """
+
+    trial: int
+    cost: Cost
+    search: Measurement
+    correct: Bits
+
+
+def find_rival(
+    rivals: Iterable[Rival], cost: Cost, objectives: Sequence[Objective]
+) -> Rival | None:
+    """The rival of a candidate: the best in top1 of those that cost no more, the cheaper of equals.
+
+    None where all cost more, and where top1 is no objective.
+    """
+    if "top1" not in objectives:
+        return None
+    return max(
+        (rival for rival in rivals if rival.cost.is_within(cost, objectives)),
+        key=lambda rival: (rival.search.top1, -rival.cost.flops, -rival.trial),
+        default=None,
+    )
+
+
+class Race:
+    """One candidate's way through the images.
+
+    Attributes:
+        rival: Whom it is compared with; with None it sees all images.
+        correct: What it has got right so far, (images seen,).
+        is_lost: Whether it has stopped.
+    """
+
+    def __init__(self, rival: Rival | None = None):
+        self.rival = rival
+        self.correct: Bits = np.zeros(0, bool)
+        self.is_lost = False
+
+    def rungs(self, images: int) -> tuple[int, ...]:
+        """Numbers of images after which `show` is to be called, ascending; last, all of them."""
+        return tuple(sorted({math.ceil(images * share) for share in (*LOOKS, 1)}))
+
+    def show(self, correct: Bits) -> bool:
+        """Take what the candidate has got right so far.
+
+        Args:
+            correct: (images seen,), in the common order; of any number of images.
+
+        Returns:
+            Whether the candidate is to stop.
+        """
+        self.correct = correct
+        if self.rival is not None and len(correct) < len(self.rival.correct):
+            theirs = self.rival.correct[: len(correct)]
+            losses, wins = int((theirs & ~correct).sum()), int((correct & ~theirs).sum())
+            self.is_lost = sign_test(losses, wins) <= FALSE_STOPS / len(LOOKS)
+        return self.is_lost
+
+
+def sign_test(losses: int, wins: int) -> float:
+    """The chance of at least so many losses among `losses + wins` fair coins."""
+    coins = losses + wins
+    return sum(math.comb(coins, heads) for heads in range(wins + 1)) / 2**coins
+
+
+def pack(correct: Bits) -> str:
+    """The bits as text for the study: their number, then zlib in base64."""
+    packed = zlib.compress(np.packbits(correct).tobytes(), 9)
+    return f"{len(correct)}:{base64.b64encode(packed).decode()}"
+
+
+def unpack(text: str) -> Bits:
+    """What `pack` was given."""
+    count, _, packed = text.partition(":")
+    octets = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
+    return np.unpackbits(octets, count=int(count)).astype(bool)

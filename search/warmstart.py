@@ -1,0 +1,144 @@
+"""Warm start: policies that are good elsewhere, brought into a space, of another model too.
+
+A stage goes to the layer of the space that is nearest in relative depth, (layer + 1) / depth, and
+the share of the patch tokens that are left after it stays what it was, as far as the space's steps
+allow. A scorer or alignment that the space does not have becomes its first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from search.front import front
+from search.rundir import RunDirectory
+from search.space import SearchSpace
+from search.study import Study
+from ssmprune.errors import SpaceError, UsageError
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Alignment, Policy, Stage
+
+Choice = TypeVar("Choice")
+
+
+def warm_start(origins: Sequence[str | Path], space: SearchSpace) -> list[tuple[str, Policy]]:
+    """Names and policies, in `space`, of what each origin offers.
+
+    Args:
+        origins: Directories of runs, whose fronts are taken, and policies by file or name.
+
+    Raises:
+        RunError, PolicyError: An origin is not what it has to be.
+        UsageError: Nothing of an origin can be brought into the space.
+    """
+    found: list[tuple[str, Policy]] = []
+    for origin in origins:
+        adapted = [(name, adapt(policy, space)) for name, policy in _policies(origin)]
+        fitting = [(name, policy) for name, policy in adapted if policy is not None]
+        if not fitting:
+            raise UsageError(
+                f"--warm-start must offer a policy for the space of {space.model}, but none of "
+                f"{origin} has its reduction, {space.reduction}, and keeps to its FLOPs limits; "
+                "leave it out."
+            )
+        found += fitting
+    return found
+
+
+def adapt(policy: Policy, space: SearchSpace) -> Policy | None:
+    """The policy of the space that is most like `policy`.
+
+    None where tokens leave in the one and grids shrink in the other, and where the FLOPs limits
+    of the space are broken.
+    """
+    if policy.reduction != space.reduction:
+        return None
+    alignment = policy.alignment
+    choices = space.alignment
+    found = space.normalise(
+        _grid_stages(policy, space) if space.reduction == "grid" else _stages(policy, space),
+        _or_first(policy.scorer.name, space.scorer),
+        Alignment(
+            decay=_or_first(alignment.decay, choices.decay),
+            strength=_or_first(alignment.strength, choices.strength),
+            conv=_or_first(alignment.conv, choices.conv),
+        ),
+    )
+    try:
+        space.params(found)
+    except SpaceError:
+        return None
+    return None if space.infeasible(found) else found
+
+
+def _policies(origin: str | Path) -> list[tuple[str, Policy]]:
+    path = Path(origin)
+    if not path.is_dir():
+        return [(path.stem, Policy.load(path))]
+    run = RunDirectory.open(path)
+    members = front(Study(run).candidates(), run.space.objectives)
+    return [(f"{path.name}@{member.trial}", member.policy) for member in members]
+
+
+def _stages(policy: Policy, space: SearchSpace) -> list[Stage]:
+    """Stages after which the same shares of the patch tokens are left, layer by layer."""
+    ratios, config = space.ratios, find_config(policy.model)
+    left: dict[int, float] = {}  # after a layer of the space
+    for stage, kept in policy.effective_stages(config):
+        left[_nearest(stage.layer, config.depth, space)] = kept / config.num_patches
+    if ratios.per == "stage":
+        layers = _deepest_cuts(left, ratios.stages or 0)
+    else:
+        layers = list(ratios.layers)
+    stages: list[Stage] = []
+    tokens, share = space.config.num_patches, 1.0
+    for layer in layers:
+        share = left.get(layer, share)
+        stages.append(_leaving(share * space.config.num_patches, tokens, layer, ratios.grid()))
+        tokens = stages[-1].keep(tokens)
+    return stages
+
+
+def _grid_stages(policy: Policy, space: SearchSpace) -> list[Stage]:
+    """A stage for each block that scans the share of the block nearest in relative depth."""
+    config = find_config(policy.model)
+    scanned = {
+        stage.layer: kept / math.prod(config.block_grids[stage.layer])
+        for stage, kept in policy.effective_stages(config)
+    }
+    stages = []
+    for layer in space.ratios.layers:
+        depth = (layer + 1) / space.config.depth
+        origin = min(range(config.depth), key=lambda n: abs((n + 1) / config.depth - depth))
+        ratio = _closest(scanned.get(origin, 1.0), space.ratios.grid())
+        stages.append(Stage(layer=layer, keep_ratio=ratio))
+    return stages
+
+
+def _leaving(wanted: float, tokens: int, layer: int, grid: Sequence[float]) -> Stage:
+    """The stage that leaves, of `tokens`, the number closest to `wanted`."""
+    stages = [Stage(layer=layer, keep_ratio=ratio) for ratio in grid]
+    return min(stages, key=lambda stage: abs(stage.keep(tokens) - wanted))
+
+
+def _closest(wanted: float, values: Sequence[float]) -> float:
+    return min(values, key=lambda value: abs(value - wanted))
+
+
+def _nearest(layer: int, depth: int, space: SearchSpace) -> int:
+    """The layer of the space at the relative depth of another model's."""
+    wanted = (layer + 1) / depth
+    return min(space.ratios.layers, key=lambda n: abs((n + 1) / space.config.depth - wanted))
+
+
+def _deepest_cuts(left: dict[int, float], most: int) -> list[int]:
+    """The layers, ascending, after which the greatest shares of the tokens leave."""
+    before = dict(zip(left, [1.0, *left.values()], strict=False))
+    cuts = sorted(left, key=lambda layer: left[layer] / before[layer])
+    return sorted(cuts[:most])
+
+
+def _or_first(value: Choice, choices: Sequence[Choice]) -> Choice:
+    return value if value in choices else choices[0]

@@ -1,0 +1,156 @@
+"""Early stopping against brute force: the test, its rate, and the choice of the rival."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.measurement import Objective
+from search.racing import (
+    FALSE_STOPS,
+    LOOKS,
+    Bits,
+    Cost,
+    Race,
+    Rival,
+    find_rival,
+    pack,
+    sign_test,
+    unpack,
+)
+from search.synthetic import SyntheticEvaluator
+from ssmprune import Policy
+
+PLAIN: tuple[Objective, ...] = ("top1", "flops")
+TIMED: tuple[Objective, ...] = ("top1", "flops", "latency_ms")
+FIGURES = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stages=()))
+
+
+def rival(
+    correct: Bits, trial: int = 0, flops: int = 100, tokens: tuple[int, ...] = (9, 9), top1=50.0
+) -> Rival:
+    return Rival(trial, Cost(flops, tokens), replace(FIGURES, top1=top1), correct)
+
+
+def opponents(losses: int, wins: int, seen: int, images: int) -> tuple[Race, Bits]:
+    """A race, and a candidate that so far has so many losses and wins against its rival."""
+    theirs, mine = np.zeros(images, bool), np.zeros(seen, bool)
+    theirs[:losses] = True
+    mine[losses : losses + wins] = True
+    return Race(rival(theirs)), mine
+
+
+@pytest.mark.parametrize("coins", range(9))
+def test_sign_test_counts_the_outcomes_of_fair_coins(coins: int) -> None:
+    outcomes = [sum(coin) for coin in itertools.product((0, 1), repeat=coins)]
+    for losses in range(coins + 1):
+        share = sum(heads >= losses for heads in outcomes) / len(outcomes)
+        assert sign_test(losses, coins - losses) == share
+
+
+@pytest.mark.parametrize("equal", [7, 10, 20])
+def test_candidate_as_good_as_its_rival_stops_no_more_often_than_stated(equal: int) -> None:
+    """Exact, over all orders of 128 images with as many losses as wins in all."""
+    images = 128
+    chance = {(0, 0): 1.0}
+    seen, stopped = 0, 0.0
+    for rung in Race(rival(np.ones(images, bool))).rungs(images)[:-1]:
+        after: dict[tuple[int, int], float] = {}
+        for (losses, wins), probability in chance.items():
+            for lost, won in itertools.product(range(equal - losses + 1), range(equal - wins + 1)):
+                ways = (
+                    math.comb(equal - losses, lost)
+                    * math.comb(equal - wins, won)
+                    * math.comb(images - seen - 2 * equal + losses + wins, rung - seen - lost - won)
+                    if rung - seen >= lost + won
+                    else 0
+                )
+                state = losses + lost, wins + won
+                share = probability * ways / math.comb(images - seen, rung - seen)
+                after[state] = after.get(state, 0.0) + share
+        seen = rung
+        chance = {}
+        for (losses, wins), probability in after.items():
+            race, mine = opponents(losses, wins, seen, images)
+            if probability and race.show(mine):
+                stopped += probability
+            elif probability:
+                chance[losses, wins] = probability
+    assert stopped + sum(chance.values()) == pytest.approx(1)
+    assert 0 < stopped <= FALSE_STOPS
+
+
+def test_race_stops_at_the_smallest_number_of_losses_that_the_rate_allows() -> None:
+    least = next(n for n in itertools.count() if 2.0**-n <= FALSE_STOPS / len(LOOKS))
+    for losses in (least - 1, least):
+        race, mine = opponents(losses, wins=0, seen=20, images=100)
+        assert race.show(mine) == race.is_lost == (losses == least)
+
+
+def test_race_compares_the_images_that_both_have_seen() -> None:
+    theirs = np.tile([True, False], 50)
+    race = Race(rival(theirs))
+    assert not race.show(theirs[:40])
+    assert race.show(~theirs[:50] & False)
+    assert race.correct.tolist() == [False] * 50
+
+
+def test_candidate_that_has_seen_all_images_is_never_stopped() -> None:
+    race = Race(rival(np.ones(100, bool)))
+    assert not race.show(np.zeros(100, bool))
+
+
+def test_candidate_without_a_rival_sees_all_images() -> None:
+    assert not Race().show(np.zeros(10, bool))
+
+
+def test_rungs_are_shares_of_the_images_rounded_up() -> None:
+    assert Race().rungs(728) == (46, 91, 182, 364, 728)
+    assert Race().rungs(3) == (1, 2, 3)
+
+
+@st.composite
+def rivals(draw: st.DrawFn) -> list[Rival]:
+    figures = st.tuples(
+        st.integers(0, 3), st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3))
+    )
+    return [
+        rival(np.ones(1, bool), trial, flops, tokens, top1=float(top1))
+        for trial, (top1, flops, tokens) in enumerate(draw(st.lists(figures, max_size=6)))
+    ]
+
+
+@given(rivals(), st.sampled_from([PLAIN, TIMED]))
+def test_rival_is_the_best_of_those_that_cost_no_more(
+    others: list[Rival], objectives: tuple[Objective, ...]
+) -> None:
+    cost = Cost(2, (2, 2))
+    cheap = [
+        other
+        for other in others
+        if other.cost.flops <= 2
+        and (objectives == PLAIN or (other.cost.tokens[0] <= 2 and other.cost.tokens[1] <= 2))
+    ]
+    found = find_rival(others, cost, objectives)
+    if not cheap:
+        assert found is None
+        return
+    assert found in cheap
+    best = [other for other in cheap if other.search.top1 == max(o.search.top1 for o in cheap)]
+    assert found == min(best, key=lambda other: (other.cost.flops, other.trial))
+
+
+def test_nobody_races_where_top1_is_no_objective() -> None:
+    assert find_rival([rival(np.ones(1, bool))], Cost(200, (9, 9)), ("flops", "latency_ms")) is None
+
+
+@given(st.lists(st.booleans(), max_size=70))
+def test_bits_survive_their_text(values: list[bool]) -> None:
+    correct = np.array(values, bool)
+    assert unpack(pack(correct)).tolist() == values
