@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.measurement import Objective
+from benchmarks.policy_table import PolicyTable
+from search.front import front
+from search.measurement import Candidate, Objective
 from search.racing import (
     FALSE_STOPS,
     LOOKS,
@@ -154,3 +156,31 @@ def test_nobody_races_where_top1_is_no_objective() -> None:
 def test_bits_survive_their_text(values: list[bool]) -> None:
     correct = np.array(values, bool)
     assert unpack(pack(correct)).tolist() == values
+
+
+def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> None:
+    """Each member of the true front against its rival, in 100 orders of the images."""
+    table = PolicyTable.load()
+    rivals = [
+        Rival(row, Cost.of(policy), replace(FIGURES, top1=float(correct.mean())), correct)
+        for row, (policy, correct) in enumerate(zip(table.policies, table.correct, strict=True))
+    ]
+    measured = [
+        Candidate(r.trial, table.policies[r.trial], "table", replace(r.search, flops=r.cost.flops))
+        for r in rivals
+    ]
+    best = {member.trial for member in front(measured, PLAIN)}
+    rng = np.random.default_rng(0)
+    stops = races = 0
+    for member in (r for r in rivals if r.trial in best):
+        others = [r for r in rivals if r.trial != member.trial]
+        found = find_rival(others, member.cost, PLAIN)
+        for order in (rng.permutation(len(member.correct)) for _ in range(100)):
+            if found is None:
+                continue
+            race = Race(replace(found, correct=found.correct[order]))
+            mine = member.correct[order]
+            races += 1
+            stops += any(race.show(mine[:images]) for images in race.rungs(len(mine)))
+    assert races > 1000
+    assert stops <= FALSE_STOPS * races
