@@ -138,7 +138,8 @@ class Race:
 def sign_test(losses: int, wins: int) -> float:
     """The chance of at least so many losses among `losses + wins` fair coins."""
     coins = losses + wins
-    return sum(math.comb(coins, heads) for heads in range(wins + 1)) / 2**coins
+    chance: float = sum(math.comb(coins, heads) for heads in range(wins + 1)) / 2**coins
+    return chance
 
 
 def pack(correct: Bits) -> str:

@@ -311,7 +311,7 @@ class PlainMamba(Backbone):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.fc.weight, std=0.01)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed_grid(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of shape (B, L, D) in raster order with their position embedding; their grid."""
         patches = self.patch_embed(images)
         height, width = (int(side) for side in patches.shape[2:])  # plain numbers in a trace too
@@ -321,7 +321,7 @@ class PlainMamba(Backbone):
         return patches.flatten(2).transpose(1, 2) + pos_embed, (height, width)
 
     def encode(self, images: Tensor, restore: bool) -> TokenStream:
-        hidden, grid = self.embed(images)
+        hidden, grid = self.embed_grid(images)
         if self.plan is not None and grid != self.config.grid:
             raise UsageError(
                 f"images must have {self.config.grid} patches under a policy, got {grid}; "

@@ -46,7 +46,7 @@ def activations(model: PlainMamba, images: torch.Tensor) -> dict[str, torch.Tens
     """Every activation that the goldens hold, walked layer by layer as `encode` does."""
     found = {"patch_embed.stem": model.patch_embed.stem(images)}
     found["patch_embed"] = model.patch_embed(images).flatten(2).transpose(1, 2)
-    hidden, grid = model.embed(images)
+    hidden, grid = model.embed_grid(images)
     found["tokens_in"] = hidden
     tokens = GridTokens(grid, hidden.device)
     for index, layer in enumerate(model.layers):
