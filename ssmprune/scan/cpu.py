@@ -52,7 +52,15 @@ from ssmprune.scan.simd import (
     store_vectors,
     zeros,
 )
-from ssmprune.scan.workers import Partition, blocks_of, images_of, ordered_sum, share
+from ssmprune.scan.workers import (
+    Partition,
+    blocks_of,
+    images_of,
+    in_team,
+    ordered_sum,
+    share,
+    thread_count,
+)
 
 _LN_2 = 1 / LOG2_E
 _STATES_PER_PASS = LANES // 2  # `lane_sums` takes dB and dC of them at once
@@ -142,11 +150,12 @@ _FORWARD_TOKEN_BYTES = 3 * VECTOR_BYTES
 
 
 @kernel
-def _forward(first, last, scan, y, tokens, states):
+def _forward(first, last, thread, scan, y, scratch, states):
     """Scan the pairs (image, 16 channels) with numbers from `first` to `last`.
 
-    `tokens` is the address of scratch memory for L tokens.
+    `scratch` is the address of memory for L tokens per thread.
     """
+    tokens = scratch + thread * scan.length * _FORWARD_TOKEN_BYTES
     blocks = (scan.width + LANES - 1) // LANES
     whole = first_lanes(LANES)
     for task in range(first, last):
@@ -179,6 +188,11 @@ def _forward(first, last, scan, y, tokens, states):
             store(row_address(y, b, t) + offset, y_t, lanes)
 
 
+@kernel
+def _forward_team(threads, tasks, scan, y, scratch, states):
+    in_team(_forward, threads, tasks, (scan, y, scratch, states))
+
+
 class _Gradients(NamedTuple):
     """What the backward kernel reads of dy and where its results go.
 
@@ -208,6 +222,11 @@ class _Pass(NamedTuple):
 # one token of 16 channels in the scratch memory of the backward pass, from the third on
 _STEP, _SLOPE, _D_DECAY_STEP, _D_STEP_U = (VECTOR_BYTES * i for i in range(2, 6))
 _TOKEN_BYTES = 6 * VECTOR_BYTES
+
+
+@inline
+def _history_bytes(length, states):
+    return (2 * length + 1) * states * VECTOR_BYTES
 
 
 @inline
@@ -304,11 +323,15 @@ def _finish_tokens(scan, gradients, channels, b, tokens):
 
 
 @kernel
-def _backward(first, last, partition, scan, gradients, tokens, history, passes, states):
+def _backward(first, last, thread, partition, scan, gradients, scratch, passes, states):
     """Gradients from the tasks of the partition with numbers from `first` to `last`.
 
-    `passes` times `states` states make N; `tokens` and `history` are as in `_Pass`.
+    `passes` times `states` states make N; `scratch` is the address of memory for the `tokens` and
+    the `history` of a `_Pass` per thread.
     """
+    tokens_bytes = scan.length * _TOKEN_BYTES
+    tokens = scratch + thread * (tokens_bytes + _history_bytes(scan.length, states.value))
+    history = tokens + tokens_bytes
     whole = first_lanes(LANES)
     states_bytes = states.value * VECTOR_BYTES
     parameters_bytes = passes * states_bytes + 3 * VECTOR_BYTES
@@ -336,6 +359,11 @@ def _backward(first, last, partition, scan, gradients, tokens, history, passes, 
                 for total in _finish_tokens(scan, gradients, channels, b, tokens):
                     add_to(row, total, whole)
                     row += VECTOR_BYTES
+
+
+@kernel
+def _backward_team(threads, tasks, partition, scan, gradients, scratch, passes, states):
+    in_team(_backward, threads, tasks, (partition, scan, gradients, scratch, passes, states))
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -367,14 +395,10 @@ def scan_forward(
     ).checked()
     scan = inputs.scan(gap_scale, delta_softplus, reverse)
     y_BLE = torch.empty(u_BLE.shape)
-    y, states = Rows.of(y_BLE), Static(A_EN.shape[1])
-
-    def work(first: int, last: int) -> None:
-        tokens = torch.empty(scan.length * _FORWARD_TOKEN_BYTES, dtype=torch.uint8)
-        _forward(first, last, scan, y, tokens.data_ptr(), states)
-
-    blocks = -(-scan.width // LANES)
-    share(work, u_BLE.shape[0] * blocks)
+    tasks = u_BLE.shape[0] * -(-scan.width // LANES)
+    scratch = _scratch(tasks, scan.length * _FORWARD_TOKEN_BYTES)
+    states = Static(A_EN.shape[1])
+    share(_forward_team, _forward, tasks, scan, Rows.of(y_BLE), scratch.data_ptr(), states)
     return y_BLE
 
 
@@ -421,15 +445,9 @@ def scan_backward(
         dBC.data_ptr(),
         dparameters.data_ptr(),
     )
-    states = Static(part)
-
-    def work(first: int, last: int) -> None:
-        tokens = torch.empty(length * _TOKEN_BYTES, dtype=torch.uint8)
-        history = torch.empty((2 * length + 1) * part * VECTOR_BYTES, dtype=torch.uint8)
-        scratch = tokens.data_ptr(), history.data_ptr()
-        _backward(first, last, partition, scan, gradients, *scratch, passes, states)
-
-    share(work, partition.tasks)
+    scratch = _scratch(partition.tasks, length * _TOKEN_BYTES + _history_bytes(length, part))
+    work = partition, scan, gradients, scratch.data_ptr(), passes, Static(part)
+    share(_backward_team, _backward, partition.tasks, *work)
     dBC = ordered_sum(dBC)  # (B, L, passes, 16)
     dB_BLN = copied(dBC[..., :part]).view(images, length, state_size)
     dC_BLN = copied(dBC[..., LANES // 2 : LANES // 2 + part]).view(images, length, state_size)
@@ -440,6 +458,10 @@ def scan_backward(
         for row, parameter in enumerate((D_E, delta_bias_E, gap_step_E))
     ]
     return du_BLE, ddelta_BLE, dA_EN, dB_BLN, dC_BLN, *dparameters_E
+
+
+def _scratch(tasks: int, bytes_per_thread: int) -> Tensor:
+    return torch.empty(thread_count(tasks), bytes_per_thread, dtype=torch.uint8)
 
 
 class _Inputs(NamedTuple):

@@ -27,25 +27,27 @@ from ssmprune.scan.simd import (
     kernel,
     load,
     load_integer,
+    load_number,
     sigmoid,
     splat,
     store,
+    unrolled,
 )
-from ssmprune.scan.workers import Partition, blocks_of, images_of, ordered_sum, share
+from ssmprune.scan.workers import Partition, blocks_of, images_of, in_team, ordered_sum, share
 
 
 class _Conv(NamedTuple):
     """The inputs of a convolution.
 
-    `weight` is a float32 tensor of shape (K + 1, E), row k the weights of the token k places away
-    and row K zeros; `positions` is an int64 tensor of shape (B, L), or at address 0 where the kept
-    tokens count as neighbours.
+    `weight` is of shape (E, K), the weights of a channel a row; `positions` is an int64 tensor of
+    shape (B, L), or at address 0 where the kept tokens count as neighbours.
     """
 
     length: int
     width: int
     x: Rows
     weight: int
+    weight_stride: int
     bias: int
     positions: Rows
     reverse: bool
@@ -55,7 +57,19 @@ class _Conv(NamedTuple):
 
 
 @inline
-def _find_tap(conv, b, t, tap, taps):
+def _weights_by_distance(conv, taps):
+    """The weights of shape (K + 1, E): row k those of the token k places away, row K zeros."""
+    table = np.zeros((taps.value + 1, conv.width), np.float32)
+    for channel in range(conv.width):
+        weights = conv.weight + channel * conv.weight_stride
+        for distance in range(taps.value):
+            place = weights + (taps.value - 1 - distance) * FLOAT_BYTES
+            table[distance, channel] = load_number(place)
+    return table
+
+
+@inline
+def _find_tap(conv, b, t, taps, tap):
     """The token that a tap reads and the row of its weights: K where that is out of reach."""
     other = t + tap if conv.reverse else t - tap
     if other < 0 or other >= conv.length:
@@ -68,43 +82,61 @@ def _find_tap(conv, b, t, tap, taps):
 
 
 @inline
-def _convolve(conv, offset, lanes, taps, weight_rows, x_rows):
-    """The convolution of 16 channels before SiLU, given the addresses that each tap reads."""
+def _tap_addresses(conv, weights, b, t, taps, tap):
+    """Where a tap's weights and its token's channels begin."""
+    token, distance = _find_tap(conv, b, t, taps, tap)
+    return weights + distance * conv.width * FLOAT_BYTES, row_address(conv.x, b, token)
+
+
+@inline
+def _convolve(conv, offset, lanes, tap_rows):
+    """The convolution of 16 channels before SiLU, given the addresses of each tap."""
     total = load(conv.bias + offset, lanes)
-    for i in range(taps.value):
-        total += load(weight_rows[i] + offset, lanes) * load(x_rows[i] + offset, lanes)
+    for weight_row, x_row in tap_rows:
+        total += load(weight_row + offset, lanes) * load(x_row + offset, lanes)
     return total
 
 
 @kernel
-def _forward(first, last, partition, conv, y, taps):
-    """SiLU of the convolution for the tasks of the partition from `first` to `last`."""
-    weight_rows, x_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
-    for task in range(first, last):
-        first_block, last_block = blocks_of(partition, task)
-        for b in range(*images_of(partition, task)):
-            for t in range(conv.length):
-                for i in range(taps.value):
-                    token, distance = _find_tap(conv, b, t, i, taps)
-                    weight_rows[i] = conv.weight + distance * conv.width * FLOAT_BYTES
-                    x_rows[i] = row_address(conv.x, b, token)
-                for block in range(first_block, last_block):
-                    offset = block * VECTOR_BYTES
-                    lanes = first_lanes(conv.width - block * LANES)
-                    total = _convolve(conv, offset, lanes, taps, weight_rows, x_rows)
-                    store(row_address(y, b, t) + offset, total * sigmoid(total), lanes)
+def _forward(first, last, thread, conv, y, taps):
+    """SiLU of the convolution for the tokens from `first` to `last` of all images in a row."""
+    table = _weights_by_distance(conv, taps)
+    every = first_lanes(LANES)
+    rest = first_lanes(conv.width % LANES)
+    whole_bytes = conv.width // LANES * VECTOR_BYTES
+    for row in range(first, last):
+        b, t = row // conv.length, row % conv.length
+        y_row = row_address(y, b, t)
+        tap_rows = unrolled(_tap_addresses, (conv, table.ctypes.data, b, t, taps), taps)
+        for offset in range(0, whole_bytes, VECTOR_BYTES):
+            total = _convolve(conv, offset, every, tap_rows)
+            store(y_row + offset, total * sigmoid(total), every)
+        if conv.width % LANES:
+            total = _convolve(conv, whole_bytes, rest, tap_rows)
+            store(y_row + whole_bytes, total * sigmoid(total), rest)
 
 
 @kernel
-def _backward(first, last, partition, conv, dy, dx, dparameters, taps):
+def _forward_team(threads, tasks, conv, y, taps):
+    in_team(_forward, threads, tasks, (conv, y, taps))
+
+
+@inline
+def _gradient_addresses(conv, b, t, taps, dweight, row_bytes, dx, tap):
+    """Where the gradients of a tap's weights and of its token's channels begin."""
+    token, distance = _find_tap(conv, b, t, taps, tap)
+    return dweight + distance * row_bytes, row_address(dx, b, token)
+
+
+@kernel
+def _backward(first, last, thread, partition, conv, dy, dx, dparameters, taps):
     """Gradients for the tasks of the partition from `first` to `last`.
 
     `dparameters` is the address of float32 zeros of shape (groups, K + 2, 16 blocks): the gradients
-    of the rows of `conv.weight`, then that of the bias. Tokens are taken in scan order: a token's
+    of the weights by distance, then that of the bias. Tokens are taken in scan order: a token's
     row of dx is begun before later ones add to it.
     """
-    weight_rows, x_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
-    dweight_rows, dx_rows = np.empty(taps.value, np.int64), np.empty(taps.value, np.int64)
+    table = _weights_by_distance(conv, taps)
     row_bytes = partition.blocks * VECTOR_BYTES
     for task in range(first, last):
         dweight = dparameters + task // partition.segments * (taps.value + 2) * row_bytes
@@ -113,26 +145,30 @@ def _backward(first, last, partition, conv, dy, dx, dparameters, taps):
         for b in range(*images_of(partition, task)):
             for walked in range(conv.length):
                 t = conv.length - 1 - walked if conv.reverse else walked
-                for i in range(taps.value):
-                    token, distance = _find_tap(conv, b, t, i, taps)
-                    weight_rows[i] = conv.weight + distance * conv.width * FLOAT_BYTES
-                    x_rows[i] = row_address(conv.x, b, token)
-                    dweight_rows[i] = dweight + distance * row_bytes
-                    dx_rows[i] = row_address(dx, b, token)
+                tap_rows = unrolled(_tap_addresses, (conv, table.ctypes.data, b, t, taps), taps)
+                places = (conv, b, t, taps, dweight, row_bytes, dx)
+                gradient_rows = unrolled(_gradient_addresses, places, taps)
                 for block in range(first_block, last_block):
                     offset = block * VECTOR_BYTES
                     lanes = first_lanes(conv.width - block * LANES)
-                    total = _convolve(conv, offset, lanes, taps, weight_rows, x_rows)
+                    total = _convolve(conv, offset, lanes, tap_rows)
                     gate = sigmoid(total)
                     slope = gate * (1.0 + total * (1.0 - gate))
                     dtotal = slope * load(row_address(dy, b, t) + offset, lanes)
                     add_to(dbias + offset, dtotal, lanes)
                     store(row_address(dx, b, t) + offset, splat(0.0), lanes)
                     for i in range(taps.value):
-                        x = load(x_rows[i] + offset, lanes)
-                        weight = load(weight_rows[i] + offset, lanes)
-                        add_to(dweight_rows[i] + offset, dtotal * x, lanes)
-                        add_to(dx_rows[i] + offset, dtotal * weight, lanes)
+                        weight_row, x_row = tap_rows[i]
+                        dweight_row, dx_row = gradient_rows[i]
+                        x = load(x_row + offset, lanes)
+                        add_to(dweight_row + offset, dtotal * x, lanes)
+                        weight = load(weight_row + offset, lanes)
+                        add_to(dx_row + offset, dtotal * weight, lanes)
+
+
+@kernel
+def _backward_team(threads, tasks, partition, conv, dy, dx, dparameters, taps):
+    in_team(_backward, threads, tasks, (partition, conv, dy, dx, dparameters, taps))
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -148,15 +184,11 @@ def conv_forward(
     Raises:
         UsageError: A tensor has the wrong shape or type, or is not on the CPU.
     """
-    x_BLE, weight_KE, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
-    conv = _conv(x_BLE, weight_KE, bias_E, positions_BL, reverse)
+    x_BLE, weight_EK, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
+    conv = _conv(x_BLE, weight_EK, bias_E, positions_BL, reverse)
     y_BLE = torch.empty(x_BLE.shape)
     y, taps = Rows.of(y_BLE), Static(weight_EK.shape[1])
-    partition = Partition.of(x_BLE.shape[0], -(-x_BLE.shape[2] // LANES))
-    share(
-        lambda first, last: _forward(first, last, partition, conv, y, taps),
-        partition.tasks,
-    )
+    share(_forward_team, _forward, x_BLE.shape[0] * x_BLE.shape[1], conv, y, taps)
     return y_BLE
 
 
@@ -173,8 +205,8 @@ def conv_backward(
     Raises:
         UsageError: A tensor has the wrong shape or type, or is not on the CPU.
     """
-    x_BLE, weight_KE, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
-    conv = _conv(x_BLE, weight_KE, bias_E, positions_BL, reverse)
+    x_BLE, weight_EK, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
+    conv = _conv(x_BLE, weight_EK, bias_E, positions_BL, reverse)
     dy_BLE = checked("dy", dy_BLE, tuple(x_BLE.shape))
     width, taps = weight_EK.shape
     partition = Partition.of(x_BLE.shape[0], -(-width // LANES))
@@ -186,10 +218,8 @@ def conv_backward(
         dparameters.data_ptr(),
         Static(taps),
     )
-    share(
-        lambda first, last: _backward(first, last, partition, conv, dy, dx, sums, static_taps),
-        partition.tasks,
-    )
+    tensors = conv, dy, dx, sums, static_taps
+    share(_backward_team, _backward, partition.tasks, partition, *tensors)
     total = ordered_sum(dparameters)[:, :width]
     return dx_BLE, copied(total[:taps].flip(0).t()), copied(total[taps + 1])
 
@@ -197,11 +227,10 @@ def conv_backward(
 def _checked(
     x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The inputs as the kernels read them: weights by distance, positions as int64."""
+    """The inputs as the kernels read them: rows in one piece, positions as int64."""
     x_BLE = checked("x", x_BLE, (None, None, None))
     images, length, width = x_BLE.shape
     weight_EK = checked("weight", weight_EK, (width, None))
-    weight_KE = torch.cat([weight_EK.flip(1).t(), weight_EK.new_zeros(1, width)])
     bias_E = checked("bias", bias_E, (width,))
     if positions_BL is not None:
         if positions_BL.dtype not in (torch.int32, torch.int64) or positions_BL.is_cuda:
@@ -214,16 +243,17 @@ def _checked(
                 f"positions must be of shape ({images}, {length}), got {tuple(positions_BL.shape)}."
             )
         positions_BL = positions_BL.long()
-    return x_BLE, weight_KE, bias_E, positions_BL
+    return x_BLE, weight_EK, bias_E, positions_BL
 
 
 def _conv(
-    x_BLE: Tensor, weight_KE: Tensor, bias_E: Tensor, positions_BL: Tensor | None, reverse: bool
+    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None, reverse: bool
 ) -> _Conv:
     return _Conv(
         *(x_BLE.shape[1:]),
         Rows.of(x_BLE),
-        weight_KE.data_ptr(),
+        weight_EK.data_ptr(),
+        weight_EK.stride(0) * FLOAT_BYTES,
         bias_E.data_ptr(),
         Rows.of(positions_BL),
         bool(reverse),
