@@ -44,14 +44,18 @@ class Backbone(nn.Module, ABC):
                 entered its last block with.
         """
 
+    def prunes_after(self, layer: int) -> bool:
+        """Whether tokens leave after a block."""
+        return self.plan is not None and layer in self.plan.steps
+
     def select(
         self,
         layer: int,
         y: Tensor,
         steps: tuple[tuple[Tensor, Tensor], ...],
         positions: Tensor,
-    ) -> Tensor | None:
-        """Ascending indices of the tokens that stay after a block, (B, M); None where all do.
+    ) -> Tensor:
+        """Ascending indices of the tokens that stay after a block that prunes, (B, M).
 
         Args:
             layer: Index of the block.
@@ -59,9 +63,8 @@ class Backbone(nn.Module, ABC):
             steps: Its raw steps and their biases, as `Features` has them.
             positions: Positions of its tokens in the unpruned sequence, (B, L).
         """
-        step = None if self.plan is None else self.plan.steps.get(layer)
-        if step is None:
-            return None
+        assert self.plan is not None
+        step = self.plan.steps[layer]
         prefix = prefix_mask(positions, self.config.prefix_positions)
         return step.select(Features(y, steps, positions, prefix, layer, step.scorer.seed))
 

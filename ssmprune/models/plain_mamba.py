@@ -230,11 +230,18 @@ class Mixer(nn.Module):
     def walk(self, u: Tensor, inputs: tuple[ScanInputs, ScanInputs], walk: Walk) -> Tensor:
         """Both directions of a walk together, (B, L, E), from and to raster order."""
         visited = at(u, walk.order)
-        y = self.scan(visited, inputs[0], walk, False) + self.scan(visited, inputs[1], walk, True)
-        return at(y, walk.place)
+        y = self.scan(visited, inputs[0], walk, False)
+        return at(self.scan(visited, inputs[1], walk, True, y), walk.place)
 
-    def scan(self, u: Tensor, inputs: ScanInputs, walk: Walk, reverse: bool) -> Tensor:
-        """SSM output of one direction, (B, L, E), along the walk as `u` is."""
+    def scan(
+        self,
+        u: Tensor,
+        inputs: ScanInputs,
+        walk: Walk,
+        reverse: bool,
+        carry: Tensor | None = None,
+    ) -> Tensor:
+        """SSM output of one direction, (B, L, E), along the walk as `u` is, on top of `carry`."""
         bias = self.dt_proj.bias
         gaps = None if walk.aligned is None else walk.aligned.gaps(2 * bias, reverse)
         return selective_scan(
@@ -249,6 +256,7 @@ class Mixer(nn.Module):
             gaps=gaps,
             reverse=reverse,
             backend=self.backend,
+            carry=carry,
         )
 
 
@@ -334,9 +342,9 @@ class PlainMamba(Backbone):
         for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
             mixed: MixerOutput = layer.mamba(layer.norm(hidden), tokens)
             gated = mixed.gated
-            step = ((mixed.inputs.delta, layer.mamba.dt_proj.bias),)
-            kept = self.select(index, mixed.y, step, positions)
-            if self.plan is not None and kept is not None:
+            if self.plan is not None and self.prunes_after(index):
+                step = ((mixed.inputs.delta, layer.mamba.dt_proj.bias),)
+                kept = self.select(index, mixed.y, step, positions)
                 if restore:
                     whole = hidden if whole is None else put(hidden, positions, whole)
                 gated, hidden, positions = (take(x, kept) for x in (gated, hidden, positions))

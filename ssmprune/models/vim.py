@@ -68,12 +68,12 @@ class MixerOutput(NamedTuple):
     """What the mixer computed for each token, before its output projection.
 
     Attributes:
-        y: SSM output before the gate, both directions together, (B, L, E).
+        y: SSM output before the gate, both directions together, (B, L, E); None unless asked for.
         gated: y times silu(z), (B, L, E).
         inputs: The scan inputs of the forward and of the backward direction.
     """
 
-    y: Tensor
+    y: Tensor | None
     gated: Tensor
     inputs: tuple[ScanInputs, ...]
 
@@ -120,12 +120,19 @@ class Mixer(nn.Module):
             step = torch.empty(E).uniform_(math.log(0.001), math.log(0.1)).exp()
             dt_proj.bias.data.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
 
-    def forward(self, normed: Tensor, aligned: AlignedTokens | None) -> MixerOutput:
+    def forward(
+        self, normed: Tensor, aligned: AlignedTokens | None, keep_y: bool = True
+    ) -> MixerOutput:
         """Run both directions over the tokens, of shape (B, L, D), up to the output projection."""
         x, z = self.in_proj(normed).chunk(2, dim=-1)  # (B, L, E) each
-        inputs = [self.scan_inputs(x, aligned, reverse) for reverse in (False, True)]
-        y = self.scan(inputs[0], aligned, False) + self.scan(inputs[1], aligned, True)
-        return MixerOutput(y, y * F.silu(z), tuple(inputs))
+        ahead, back = inputs = tuple(
+            self.scan_inputs(x, aligned, reverse) for reverse in (False, True)
+        )
+        y = self.scan(ahead, aligned, False)
+        if not keep_y:
+            return MixerOutput(None, self.scan(back, aligned, True, y, z), inputs)
+        y = self.scan(back, aligned, True, y)
+        return MixerOutput(y, y * F.silu(z), inputs)
 
     def scan_inputs(self, x: Tensor, aligned: AlignedTokens | None, reverse: bool) -> ScanInputs:
         """Convolve x, of shape (B, L, E), and project it to the scan's inputs."""
@@ -144,16 +151,25 @@ class Mixer(nn.Module):
         delta = F.linear(dt, dt_proj.weight)  # the bias is added inside the scan
         return ScanInputs(u, delta, -A_log.exp(), B, C, D, dt_proj.bias)
 
-    def scan(self, inputs: ScanInputs, aligned: AlignedTokens | None, reverse: bool) -> Tensor:
-        """SSM output before the gate, of shape (B, L, E), in token order."""
+    def scan(
+        self,
+        inputs: ScanInputs,
+        aligned: AlignedTokens | None,
+        reverse: bool,
+        carry: Tensor | None = None,
+        z: Tensor | None = None,
+    ) -> Tensor:
+        """SSM output, of shape (B, L, E), in token order, with another one added, gated by z."""
         gaps = None if aligned is None else aligned.gaps(inputs.delta_bias, reverse)
         return selective_scan(
             *inputs[:6],
+            z=z,
             delta_bias=inputs.delta_bias,
             delta_softplus=True,
             gaps=gaps,
             reverse=reverse,
             backend=self.backend,
+            carry=carry,
         )
 
 
@@ -195,7 +211,7 @@ class Vim(Backbone):
 
     def run_dense(self, entering: Tensor, first: int, last: int) -> Tensor:
         for block in cast(Iterable[Block], self.layers[first:last]):
-            mixed: MixerOutput = block.mixer(block.norm(entering), None)
+            mixed: MixerOutput = block.mixer(block.norm(entering), None, keep_y=False)
             entering = entering + block.mixer.out_proj(mixed.gated) * 0.5
         return entering
 
@@ -210,11 +226,12 @@ class Vim(Backbone):
         aligned: AlignedTokens | None = None
         whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, block in enumerate(cast(Iterable[Block], self.layers[first:]), first):
-            mixed: MixerOutput = block.mixer(block.norm(residual), aligned)
+            prunes = self.prunes_after(index)
+            mixed: MixerOutput = block.mixer(block.norm(residual), aligned, keep_y=prunes)
             gated = mixed.gated
-            steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
-            kept = self.select(index, mixed.y, steps, positions)
-            if self.plan is not None and kept is not None:
+            if self.plan is not None and mixed.y is not None:
+                steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
+                kept = self.select(index, mixed.y, steps, positions)
                 if restore:
                     whole = residual if whole is None else put(residual, positions, whole)
                 gated, residual = take(gated, kept), take(residual, kept)

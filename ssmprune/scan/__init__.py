@@ -53,8 +53,12 @@ def selective_scan(
     gaps: Gaps | None = None,
     reverse: bool = False,
     backend: Backend = "auto",
+    carry: Tensor | None = None,
 ) -> Tensor:
     """The scan of `reference.selective_scan`; returns its output only, of shape (B, L, E).
+
+    `carry`, of shape (B, L, E), is added to it before the gate: the output of another direction.
+    Without gradients the CPU kernel adds and gates as it goes.
 
     Half-precision inputs, each of its own type, are scanned in float32, and the output has the type
     of `u`. Our kernels take `B` and `C` of shape (B, L, N); with other shapes `auto` means
@@ -65,7 +69,7 @@ def selective_scan(
             input has the wrong shape, is on another device than `u`, or is float64 beside others.
     """
     gap, gap_step, gap_scale = gaps or (None, None, 0.0)
-    _check_scan(u, delta, A, B, C, D, delta_bias, gap, gap_step, z)
+    _check_scan(u, delta, A, B, C, D, delta_bias, gap, gap_step, z, carry)
     dtype = u.dtype
     is_grouped = B.dim() != 3 or C.dim() != 3
     if backend == "auto" and is_grouped:
@@ -85,8 +89,12 @@ def selective_scan(
         y = _reference_scan(*inputs, *settings)
     elif backend == "mamba_ssm":
         y = mamba_ssm.selective_scan(*inputs, *settings)
+    elif backend == "cpu" and not torch.is_grad_enabled():
+        y = operators.selective_scan(*inputs, *settings, backend, _widened(carry), _widened(z))
+        carry = z = None
     else:
         y = operators.selective_scan(*inputs, *settings, backend)
+    y = y if carry is None else carry + y
     y = y if z is None else y * F.silu(z)
     return y.to(dtype)
 
@@ -158,6 +166,7 @@ def _check_scan(
     gap: Tensor | None,
     gap_step: Tensor | None,
     z: Tensor | None,
+    carry: Tensor | None,
 ) -> None:
     _check_sequence("u", u)
     images, length, width = u.shape
@@ -177,6 +186,7 @@ def _check_scan(
     _check_like(u, "gaps.count_BL", gap, (images, length))
     _check_like(u, "gaps.step_E", gap_step, (width,))
     _check_like(u, "z", z, (images, length, width))
+    _check_like(u, "carry", carry, (images, length, width))
 
 
 def _check_conv(x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None) -> None:

@@ -76,6 +76,8 @@ class _Scan(NamedTuple):
     B: Rows
     C: Rows
     gap: Rows
+    carry: Rows
+    z: Rows
     A: int
     A_stride: int
     D: int
@@ -128,8 +130,8 @@ def _gap(scan, b, t):
 
 
 @inline
-def _decay_step(scan, channels, b, t, step):
-    return step + (channels.gap_step + step * scan.gap_scale) * _gap(scan, b, t)
+def _decay_step(scan, channels, gap, step):
+    return step + (channels.gap_step + step * scan.gap_scale) * gap
 
 
 @inline
@@ -144,53 +146,93 @@ def _advance(state, A, B, decay_step, step_u):
     return exp2(decay_step * A) * state + B * step_u
 
 
-# one token of 16 channels in the scratch memory of the forward pass
-_DECAY_STEP, _STEP_U, _D_U = (VECTOR_BYTES * i for i in range(3))
-_FORWARD_TOKEN_BYTES = 3 * VECTOR_BYTES
+# one token of 16 channels in the scratch memory of the forward pass; y takes the place of step * u
+_DECAY_STEP, _STEP_U = (VECTOR_BYTES * i for i in range(2))
+_FORWARD_TOKEN_BYTES = 2 * VECTOR_BYTES
+_FORWARD_SCRATCH_BYTES = 1 << 19  # a part of a core's second cache
 
 
-@kernel
-def _forward(first, last, thread, scan, y, scratch, states):
-    """Scan the pairs (image, 16 channels) with numbers from `first` to `last`.
-
-    `scratch` is the address of memory for L tokens per thread.
-    """
-    tokens = scratch + thread * scan.length * _FORWARD_TOKEN_BYTES
-    blocks = (scan.width + LANES - 1) // LANES
+@inline
+def _prepare_steps(scan, b, first_block, last_block, scratch):
+    """The steps of all tokens, row by row as they lie in memory."""
     whole = first_lanes(LANES)
-    for task in range(first, last):
-        b, block = task // blocks, task % blocks
-        channels = _channels(scan, block)
-        offset, lanes = channels.offset, channels.lanes
-
-        for t in range(scan.length):
-            token = tokens + t * _FORWARD_TOKEN_BYTES
-            u = load(row_address(scan.u, b, t) + offset, lanes)
-            step = load(row_address(scan.delta, b, t) + offset, lanes) + channels.delta_bias
+    token = scratch
+    for t in range(scan.length):
+        gap = _gap(scan, b, t)
+        u_row, delta_row = row_address(scan.u, b, t), row_address(scan.delta, b, t)
+        for block in range(first_block, last_block):
+            channels = _channels(scan, block)
+            u = load(u_row + channels.offset, channels.lanes)
+            step = load(delta_row + channels.offset, channels.lanes) + channels.delta_bias
             if scan.delta_softplus:
                 step = softplus(step)
-            store(token + _DECAY_STEP, _decay_step(scan, channels, b, t, step), whole)
+            store(token + _DECAY_STEP, _decay_step(scan, channels, gap, step), whole)
             store(token + _STEP_U, step * u, whole)
-            store(token + _D_U, channels.D * u, whole)
+            token += _FORWARD_TOKEN_BYTES
 
-        A = _decay_rates(scan, block, 0, lanes, states)
-        state = zeros(states)
-        for i in range(scan.length):
-            t = scan.length - 1 - i if scan.reverse else i
-            token = tokens + t * _FORWARD_TOKEN_BYTES
-            _prefetch_next(scan, b, t, offset)
-            decay_step = load(token + _DECAY_STEP, whole)
-            step_u = load(token + _STEP_U, whole)
-            B = load_numbers(row_address(scan.B, b, t), states)
-            C = load_numbers(row_address(scan.C, b, t), states)
-            state = each(_advance, (state, A, B, decay_step, step_u))
-            y_t = dot(C, state) + load(token + _D_U, whole)
-            store(row_address(y, b, t) + offset, y_t, lanes)
+
+@inline
+def _scan_channels(scan, b, block, scratch, row_bytes, states):
+    """Scan 16 channels: y, so far without D, takes the place of step * u."""
+    whole = first_lanes(LANES)
+    A = _decay_rates(scan, block, 0, first_lanes(scan.width - block * LANES), states)
+    state = zeros(states)
+    for i in range(scan.length):
+        t = scan.length - 1 - i if scan.reverse else i
+        token = scratch + t * row_bytes
+        decay_step, step_u = load(token + _DECAY_STEP, whole), load(token + _STEP_U, whole)
+        B = load_numbers(row_address(scan.B, b, t), states)
+        C = load_numbers(row_address(scan.C, b, t), states)
+        state = each(_advance, (state, A, B, decay_step, step_u))
+        store(token + _STEP_U, dot(C, state), whole)
+
+
+@inline
+def _finish_rows(scan, b, first_block, last_block, scratch, y):
+    """Add D u and the carry, gate, and write y, row by row as it lies in memory."""
+    whole = first_lanes(LANES)
+    token = scratch
+    for t in range(scan.length):
+        u_row, y_row = row_address(scan.u, b, t), row_address(y, b, t)
+        carry_row, z_row = row_address(scan.carry, b, t), row_address(scan.z, b, t)
+        for block in range(first_block, last_block):
+            channels = _channels(scan, block)
+            offset, lanes = channels.offset, channels.lanes
+            total = channels.D * load(u_row + offset, lanes) + load(token + _STEP_U, whole)
+            if scan.carry.address != 0:
+                total += load(carry_row + offset, lanes)
+            if scan.z.address != 0:
+                z = load(z_row + offset, lanes)
+                total *= z * sigmoid(z)
+            store(y_row + offset, total, lanes)
+            token += _FORWARD_TOKEN_BYTES
 
 
 @kernel
-def _forward_team(threads, tasks, scan, y, scratch, states):
-    in_team(_forward, threads, tasks, (scan, y, scratch, states))
+def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states):
+    """Scan some blocks of 16 channels of an image per task, those from `first` to `last`.
+
+    `scratch` is the address of memory for L tokens of these channels per thread.
+    """
+    blocks = (scan.width + LANES - 1) // LANES
+    tasks_per_image = (blocks + blocks_per_task - 1) // blocks_per_task
+    row_bytes = blocks_per_task * _FORWARD_TOKEN_BYTES
+    scratch += thread * scan.length * row_bytes
+    for task in range(first, last):
+        b = task // tasks_per_image
+        first_block = task % tasks_per_image * blocks_per_task
+        last_block = min(first_block + blocks_per_task, blocks)
+        row_bytes = (last_block - first_block) * _FORWARD_TOKEN_BYTES
+        _prepare_steps(scan, b, first_block, last_block, scratch)
+        for block in range(first_block, last_block):
+            column = scratch + (block - first_block) * _FORWARD_TOKEN_BYTES
+            _scan_channels(scan, b, block, column, row_bytes, states)
+        _finish_rows(scan, b, first_block, last_block, scratch, y)
+
+
+@kernel
+def _forward_team(threads, tasks, scan, y, scratch, blocks_per_task, states):
+    in_team(_forward, threads, tasks, (scan, y, scratch, blocks_per_task, states))
 
 
 class _Gradients(NamedTuple):
@@ -242,7 +284,7 @@ def _prepare_tokens(scan, channels, b, tokens):
         if scan.delta_softplus:
             slope = sigmoid(step)
             step = softplus(step)
-        store(token + _DECAY_STEP, _decay_step(scan, channels, b, t, step), whole)
+        store(token + _DECAY_STEP, _decay_step(scan, channels, _gap(scan, b, t), step), whole)
         store(token + _STEP_U, step * u, whole)
         store(token + _STEP, step, whole)
         store(token + _SLOPE, slope, whole)
@@ -382,23 +424,43 @@ def scan_forward(
     gap_scale: float,
     delta_softplus: bool,
     reverse: bool,
+    carry_BLE: Tensor | None = None,
+    z_BLE: Tensor | None = None,
 ) -> Tensor:
-    """The output of `reference.selective_scan` without a gate, of shape (B, L, E).
+    """The output of `reference.selective_scan`, of shape (B, L, E).
 
-    The rows of u, delta, B and C are read where they are, so these may be parts of wider tensors.
+    The rows of u, delta, B, C, carry and z are read where they are, so these may be parts of wider
+    tensors.
 
     Raises:
         UsageError: A tensor has the wrong shape, is not float32 or not on the CPU.
     """
     inputs = _Inputs(
-        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E
+        u_BLE,
+        delta_BLE,
+        A_EN,
+        B_BLN,
+        C_BLN,
+        D_E,
+        delta_bias_E,
+        gap_BL,
+        gap_step_E,
+        carry_BLE,
+        z_BLE,
     ).checked()
     scan = inputs.scan(gap_scale, delta_softplus, reverse)
     y_BLE = torch.empty(u_BLE.shape)
-    tasks = u_BLE.shape[0] * -(-scan.width // LANES)
-    scratch = _scratch(tasks, scan.length * _FORWARD_TOKEN_BYTES)
+    blocks = -(-scan.width // LANES)
+    block_bytes = scan.length * _FORWARD_TOKEN_BYTES
+    images = u_BLE.shape[0]
+    most = max(1, _FORWARD_SCRATCH_BYTES // block_bytes)
+    parts = max(-(-blocks // most), -(-thread_count(images * blocks) // images))  # of an image
+    blocks_per_task = -(-blocks // parts)
+    tasks = images * -(-blocks // blocks_per_task)
+    scratch = _scratch(tasks, blocks_per_task * block_bytes)
     states = Static(A_EN.shape[1])
-    share(_forward_team, _forward, tasks, scan, Rows.of(y_BLE), scratch.data_ptr(), states)
+    work = scan, Rows.of(y_BLE), scratch.data_ptr(), blocks_per_task, states
+    share(_forward_team, _forward, tasks, *work)
     return y_BLE
 
 
@@ -474,6 +536,8 @@ class _Inputs(NamedTuple):
     delta_bias: Tensor | None
     gap: Tensor | None
     gap_step: Tensor | None
+    carry: Tensor | None = None
+    z: Tensor | None = None
 
     def checked(self) -> _Inputs:
         """The same with readable rows, or an error for the first that the kernels cannot take."""
@@ -489,6 +553,8 @@ class _Inputs(NamedTuple):
             "delta_bias": (width,),
             "gap": (images, length),
             "gap_step": (width,),
+            "carry": (images, length, width),
+            "z": (images, length, width),
         }
         present = {name: x for name, x in self._asdict().items() if x is not None}
         return self._replace(
@@ -501,7 +567,10 @@ class _Inputs(NamedTuple):
 
         return _Scan(
             *(self.u.shape[1:]),
-            *(Rows.of(x) for x in (self.u, self.delta, self.B, self.C, self.gap)),
+            *(
+                Rows.of(x)
+                for x in (self.u, self.delta, self.B, self.C, self.gap, self.carry, self.z)
+            ),
             self.A.data_ptr(),
             self.A.stride(0) * FLOAT_BYTES,
             *(address(x) for x in (self.D, self.delta_bias, self.gap_step)),

@@ -48,9 +48,13 @@ def selective_scan(
     delta_softplus: bool,
     reverse: bool,
     backend: str,
+    carry: Tensor | None = None,
+    z: Tensor | None = None,
 ) -> Tensor:
+    """`carry` and `z` are for the CPU without gradients; elsewhere they are torch's business."""
+    fused = () if carry is None and z is None else (carry, z)
     y: Tensor = _scan_kernels(backend).scan_forward(
-        u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
+        u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *fused
     )
     return y
 
@@ -103,8 +107,10 @@ def _(
 
 
 def _scan_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    if inputs[13] is not None or inputs[14] is not None:
+        raise RuntimeError("the scan's carry and z must be None where gradients are needed")
     ctx.save_for_backward(*inputs[:9])
-    ctx.settings = inputs[9:]
+    ctx.settings = inputs[9:13]
 
 
 def _scan_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,7 +121,7 @@ def _scan_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         next(present) if x is not None and index != 7 and (index != 8 or has_gap) else None
         for index, x in enumerate(saved)
     ]
-    return (*gradients, None, None, None, None)
+    return (*gradients, *(None,) * 6)
 
 
 selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)

@@ -139,6 +139,7 @@ def scan_inputs(
         "C": normal(B, L, N),
         "D": normal(E) if optional else None,
         "z": normal(B, L, E) if optional else None,
+        "carry": normal(B, L, E) if optional else None,
         "delta_bias": normal(E).abs() if optional else None,
         "count": torch.randint(0, 6, (B, L), generator=random).float() if gaps else None,
         "step": normal(E).abs() / 4 if gaps and optional else None,
@@ -155,7 +156,7 @@ def scan_on(
     given = {name: None if x is None else runner.put(x) for name, x in inputs.items()}
     count, step = given.pop("count"), given.pop("step")
     gaps = None if count is None else Gaps(count, step, scale)
-    for name in ("u", "delta", "B", "C", "z"):
+    for name in ("u", "delta", "B", "C", "z", "carry"):
         if given[name] is not None:
             given[name] = part_of_wider(given[name])
     return selective_scan(
@@ -180,7 +181,9 @@ def assert_like_the_reference(runner: Runner, inputs: dict[str, Tensor | None], 
         y = scan_on(each, leaves, *settings)
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y).to(y.device))
         gradients = {k: x.grad for k, x in leaves.items() if x is not None and x.requires_grad}
-        results.append({"y": y.detach()} | gradients)
+        with torch.no_grad():
+            without_gradients = scan_on(each, leaves, *settings)
+        results.append({"y": y.detach(), "y without gradients": without_gradients} | gradients)
     found, expected = results
     for name, value in expected.items():
         assert_near(found[name], value, runner.tolerance, name)
@@ -272,6 +275,7 @@ def test_convolution_and_its_gradients_equal_the_reference(
         ("D", lambda x: x[:, None], r"D must be of shape \(6,\) .*got \(6, 1\)"),
         ("delta_bias", lambda x: x[:1], r"delta_bias must be of shape \(6,\)"),
         ("z", lambda x: x[:, :, :1], r"z must be of shape \(2, 5, 6\)"),
+        ("carry", lambda x: x[:, :1], r"carry must be of shape \(2, 5, 6\)"),
         ("count", lambda x: x[:, 1:], r"gaps.count_BL must be of shape \(2, 5\)"),
         ("step", lambda x: x[:3], r"gaps.step_E must be of shape \(6,\)"),
         ("A", lambda x: x.to("meta"), "A must be on .* as the sequence is, got meta; move it"),
