@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,8 +23,8 @@ from ray import tune
 
 from search.evaluator import Evaluators
 from search.measurement import Measurement
-from search.rundir import RunDirectory
-from search.study import Study
+from search.service import StudyClosed
+from search.study import Owner
 from search.worker import Job, work
 from ssmprune.errors import SsmpruneError, UsageError
 from ssmprune.policy import Policy
@@ -30,13 +32,24 @@ from ssmprune.policy import Policy
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 
 
+LOOPBACK = "127.0.0.1"
+
+Resources = Mapping[str, float]
+"""What a node of the cluster has, by Ray's names."""
+
+
 @dataclass(frozen=True)
 class Pool:
-    """The workers and what each of them holds."""
+    """The workers and what each of them holds.
+
+    Attributes:
+        fitting: Workers that Ray has room for now; the others wait for nodes to join.
+    """
 
     workers: int
     threads: int
     gpus: float
+    fitting: int
 
     def resources(self) -> dict[str, float]:
         return {"cpu": self.threads, "gpu": self.gpus}
@@ -83,25 +96,66 @@ def _cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def share_out(workers: int, device: str, gpus_per_worker: float | None) -> Pool:
-    """Share out what Ray has.
+def own_address(address: str | None) -> str:
+    """Where workers reach this process."""
+    if address is None:
+        return LOOPBACK
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def live_nodes() -> list[Resources]:
+    """What each node of the cluster has, whoever uses it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def share_out(
+    nodes: Sequence[Resources],
+    workers: int,
+    device: str,
+    gpus_per_worker: float | None,
+    *,
+    wait: bool,
+) -> Pool:
+    """Share out what Ray has: all workers get the same, and as much as lets most of them run.
+
+    Args:
+        gpus_per_worker: With None each worker on a GPU has one, or an equal part of one.
+        wait: Whether workers may wait for nodes to join.
 
     Raises:
-        UsageError: The workers need GPUs that Ray does not have.
+        UsageError: The workers can never run, or not at once and `wait` is false.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, on_gpu = resources.get("GPU", 0.0), device.startswith("cuda")
-    if on_gpu and not gpus:
+    on_gpu = device.startswith("cuda")
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if on_gpu and not gpus and not wait:
         raise UsageError(f"--device {device} must be there, but Ray has no GPU; give cpu.")
+    if on_gpu and gpus_per_worker == 0:
+        raise UsageError(f"--gpus-per-worker must be above 0 for --device {device}; leave it out.")
     if gpus_per_worker is None:
-        gpus_per_worker = min(1.0, gpus / workers) if on_gpu else 0.0
-    if gpus_per_worker > gpus or (on_gpu and not gpus_per_worker):
+        gpus_per_worker = 1 / math.ceil(workers / gpus) if on_gpu and gpus else float(on_gpu)
+    fitting = min(workers, _places(nodes, 1, gpus_per_worker))
+    most = int(max((node.get("CPU", 0.0) for node in nodes), default=1))
+    choices = (n for n in range(most, 1, -1) if _places(nodes, n, gpus_per_worker) >= fitting)
+    threads = next(choices, 1) if fitting else 1
+    if fitting < workers and not wait:
         raise UsageError(
-            f"--gpus-per-worker must be {'above 0' if on_gpu else '0 or more'} and at most "
-            f"{gpus:g}, the GPUs that Ray has, got {gpus_per_worker:g}; change it or leave it out."
+            f"--workers must fit into what Ray has, got {workers} with {gpus_per_worker:g} GPUs "
+            f"each where {fitting} fit; ask for fewer or for smaller ones, or start nodes."
         )
-    threads = max(1, int(resources.get("CPU", 1) // workers))
-    return Pool(workers, threads, gpus_per_worker)
+    return Pool(workers, threads, gpus_per_worker, fitting)
+
+
+def _places(nodes: Sequence[Resources], threads: int, gpus: float) -> int:
+    """Workers of this size that fit; a part of a GPU is a part of one."""
+    places = 0
+    for node in nodes:
+        on_cpu, there = int(node.get("CPU", 0.0) // threads), node.get("GPU", 0.0)
+        if gpus > 1:
+            on_gpu = int(there // gpus)
+        else:
+            on_gpu = int(there) * int(1 / gpus + 1e-6) if gpus else on_cpu
+        places += min(on_cpu, on_gpu)
+    return places
 
 
 def measure_remotely(evaluators: Evaluators, split: str, pool: Pool, policy: Policy) -> Measurement:
@@ -130,20 +184,22 @@ class Workers(threading.Thread):
         fault: Why a worker ended for good before its time, if one did.
     """
 
-    def __init__(self, job: Job, pool: Pool):
+    def __init__(self, job: Job, pool: Pool, directory: Path):
+        """Args:
+        directory: For what Tune writes; removed at the end.
+        """
         super().__init__(name="workers", daemon=True)
         self.fault = "they ended without a result"
-        self._job, self._pool = job, pool
+        self._job, self._pool, self._directory = job, pool, directory
 
     def run(self) -> None:
-        directory = self._job.run_dir / ".tune"
         try:
             tuner = tune.Tuner(
                 tune.with_resources(_trainable(self._job), self._pool.resources()),
                 param_space={"worker": tune.grid_search(list(range(self._pool.workers)))},
                 run_config=tune.RunConfig(
                     name=self._job.session,
-                    storage_path=str(directory),
+                    storage_path=str(self._directory),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=_MOST_RESTARTS),
                     callbacks=[_GivesUp(self._job)],
@@ -155,7 +211,7 @@ class Workers(threading.Thread):
         except Exception as fault:  # noqa: BLE001 - handed to the driver's thread
             self.fault = _last_line(fault)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class _GivesUp(tune.Callback):
@@ -165,16 +221,16 @@ class _GivesUp(tune.Callback):
         self._job = job
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = (self._job.session, trial.config["worker"])
-        study = Study(RunDirectory.open(self._job.run_dir))
-        study.close_lost(lambda owner: (owner.session, owner.worker) == mine)
+        with suppress(StudyClosed, OSError, EOFError):
+            self._job.open_study(Owner(self._job.session, trial.config["worker"], "")).take_over()
 
 
 def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for each worker."""
 
     def trainable(config: dict[str, Any]) -> None:
-        work(job, config["worker"], tune.report)
+        with suppress(StudyClosed):
+            work(job, config["worker"], tune.report)
 
     return trainable
 

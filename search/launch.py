@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from search.cluster import Pool, Workers, measure_remotely, running_ray, share_out
+from search.cluster import (
+    Pool,
+    Workers,
+    live_nodes,
+    measure_remotely,
+    own_address,
+    running_ray,
+    share_out,
+)
 from search.evaluator import Evaluators, ModelEvaluators
 from search.front import front
 from search.journal import recover
@@ -24,7 +33,9 @@ from search.measurement import Candidate
 from search.progress import SearchProgress
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS
+from search.service import StudyService
 from search.space import SearchSpace
+from search.storage import JOURNAL, Database, Place, Store, move, without_password
 from search.study import Counts, Study
 from search.warmstart import warm_start as find_warm_start
 from search.worker import Job
@@ -78,6 +89,8 @@ def search(
     warm_start: Sequence[str | Path] = (),
     gpus_per_worker: float | None = None,
     address: str | None = None,
+    wait: bool = True,
+    storage: str | None = None,
     resume: bool = False,
     progress: bool = True,
     evaluators: Evaluators | None = None,
@@ -101,9 +114,13 @@ def search(
         early_stopping: Stop candidates that are dominated beyond doubt, see `search.racing`.
         warm_start: Runs whose fronts are tried first, of other models too, and policies by file
             or name; not together with `resume`.
-        gpus_per_worker: Share of a GPU that each worker holds; with None an equal share of what
-            is there, at most 1, and 0 on the CPU.
+        gpus_per_worker: Share of a GPU that each worker holds, or a whole number of them; with
+            None an equal share of one, at most 1, and 0 on the CPU.
         address: A Ray cluster; with None Ray runs on this machine for the time of the search.
+        wait: Workers that the cluster has no room for start when nodes join; without it, that is
+            an error.
+        storage: URL of a database for the study, or `journal` for the file in the run directory;
+            with None the file, or on resume where the study is. Another one on resume moves it.
         resume: Go on with the run in `run_dir`.
         progress: Show live progress on standard error.
         evaluators: What measures policies, in place of a model with checkpoint and data.
@@ -117,7 +134,8 @@ def search(
     _check_call(trials, workers, sampler, gpus_per_worker)
     if resume and warm_start:
         raise UsageError("--warm-start must be given when a run begins, not with --resume.")
-    run = RunDirectory.open(run_dir) if resume else RunDirectory(run_dir)
+    database = None if storage == JOURNAL else storage
+    run = RunDirectory.open(run_dir, database) if resume else RunDirectory(run_dir, database)
     if not resume:
         run.refuse_existing()
     frozen = SearchSpace.load(space)
@@ -148,17 +166,27 @@ def search(
         "warm_start": [str(origin) for origin in warm_start] or None,
     }
     identity = evaluators.identity()
+    if database is not None:
+        Store(Database(database, study=""))  # whether it answers
     with run.lock(), SearchProgress(trials, progress) as shown:
         if resume:
-            _resume(run, frozen, identity, call, shown)
+            _resume(run, frozen, identity, call, storage, shown)
         else:
             run.refuse_existing()
         with running_ray(address, workers):
-            pool = share_out(workers, device, gpus_per_worker)
+            joining = address is not None and wait
+            pool = share_out(live_nodes(), workers, device, gpus_per_worker, wait=joining)
+            if pool.fitting < workers:
+                shown.say(
+                    f"search: the cluster has room for {pool.fitting} of {workers} workers; the "
+                    "others start when nodes join"
+                )
             if not resume:
-                _begin(run, Path(space).read_text(encoding="utf-8"), warm, identity, call)
+                text = Path(space).read_text(encoding="utf-8")
+                _begin(run, text, warm, identity, call, database)
             _measure_dense(run, evaluators, pool, here=address is None)
-            interrupted = _search(run, evaluators, pool, trials, early_stopping, shown)
+            with StudyService(Study(run), own_address(address), shown.say) as service:
+                interrupted = _search(run, service, evaluators, pool, trials, early_stopping, shown)
         study = Study(run)
         return SearchResult(
             run_dir=run.path,
@@ -172,6 +200,7 @@ def search(
 
 def _search(
     run: RunDirectory,
+    service: StudyService,
     evaluators: Evaluators,
     pool: Pool,
     trials: int,
@@ -184,33 +213,36 @@ def _search(
         Whether Ctrl-C ended the search.
 
     Raises:
-        RunError: The workers cannot work, or no candidate could be evaluated.
+        RunError: The workers cannot work, no candidate could be evaluated, or the study's storage
+            has failed.
     """
-    study = Study(run)
-    while _unfinished(study, trials):
-        before = _done(study)
+    dense = {split: run.dense(split) for split in ("search", "holdout")}
+    while service.use(lambda study: _unfinished(study, trials)):
+        before = service.use(_done)
+        session = uuid.uuid4().hex
         job = Job(
-            run.path,
-            uuid.uuid4().hex,
+            service.address.open,
+            session,
             trials,
             evaluators,
+            dense,
             pool.workers,
             pool.threads,
             early_stopping,
         )
-        study.begin_session(job.session)
-        workers = Workers(job, pool)
-        interrupted = _watch(study, workers, shown)
-        study.end_session()
-        study.close_lost(lambda owner: True)
+        service.use(partial(Study.begin_session, session=session))
+        workers = Workers(job, pool, run.path / ".tune")
+        interrupted = _watch(service, workers, shown)
+        service.end_session()
+        service.close_lost(lambda owner: True)
         if interrupted:
             return True
-        if study.exhausted:
+        if service.use(lambda study: study.exhausted):
             break
-        if _done(study) == before:
+        if service.use(_done) == before:
             raise RunError(f"the workers of a search must run, but {workers.fault}.")
-    if not study.candidates():
-        raise RunError(_no_candidates(study))
+    if not service.use(Study.candidates):
+        raise RunError(service.use(_no_candidates))
     return False
 
 
@@ -226,11 +258,14 @@ def _done(study: Study) -> int:
     return study.counts().finished + measured
 
 
-def _watch(study: Study, workers: Workers, shown: SearchProgress) -> bool:
+def _watch(service: StudyService, workers: Workers, shown: SearchProgress) -> bool:
     """Show progress until the workers have ended.
 
     Returns:
         Whether Ctrl-C was pressed, which makes them end soon; a second one is raised.
+
+    Raises:
+        RunError: The study's storage has failed.
     """
     told = False
     with _first_interrupt() as interrupted:
@@ -238,10 +273,11 @@ def _watch(study: Study, workers: Workers, shown: SearchProgress) -> bool:
         while workers.is_alive():
             workers.join(POLL_SECONDS)
             if interrupted() and not told:
-                study.end_session()
+                service.end_session()
                 shown.say("search: ending after the candidates under way; Ctrl-C ends it at once")
                 told = True
-            shown.show(study.counts())
+            shown.show(service.use(Study.counts))
+    shown.show(service.use(Study.counts))
     return told
 
 
@@ -294,10 +330,12 @@ def _begin(
     warm: Sequence[tuple[str, Policy]],
     identity: dict[str, Any],
     call: dict[str, Any],
+    database: str | None,
 ) -> None:
     """Write a new run; `run.json` comes last and makes it one."""
     run.freeze_space(space)
-    Study.create(run.journal_path, run.space, warm)
+    place = _place(run, database)
+    Study.create(place, run.space, warm)
     call = {**call, "sampler": call["sampler"] or "tpe", "seed": call["seed"] or 0}
     run.write_info(
         {
@@ -306,9 +344,24 @@ def _begin(
             "versions": _versions(),
             "machine": platform.platform(),
             "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "storage": _recorded(place),
             "dense": {},
         }
     )
+
+
+def _place(run: RunDirectory, database: str | None) -> Place:
+    """Where a study that begins there is kept."""
+    if database is None:
+        return run.journal_path
+    return Database(database, study=f"{run.path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _recorded(place: Place) -> dict[str, str] | None:
+    """The place for `run.json`; None for the journal."""
+    if isinstance(place, Path):
+        return None
+    return {"url": without_password(place.url), "study": place.study}
 
 
 def _resume(
@@ -316,6 +369,7 @@ def _resume(
     space: SearchSpace,
     identity: dict[str, Any],
     call: dict[str, Any],
+    storage: str | None,
     shown: SearchProgress,
 ) -> None:
     """Make an earlier run ready to go on.
@@ -335,7 +389,7 @@ def _resume(
             f"a run must be resumed with what it was begun with, but {' and '.join(changed)} "
             f"changed since {run.path} was begun; give the same, or begin a run elsewhere."
         )
-    message = recover(run.journal_path)
+    message = recover(run.place) if isinstance(run.place, Path) else None
     if message is not None:
         shown.say(message)
     finished = Study(run).counts().finished
@@ -345,6 +399,30 @@ def _resume(
             f"got {call['trials']}; it counts those of earlier calls."
         )
     run.write_info({**info, "call": {**before, **now}})
+    if storage is not None and _is_elsewhere(run, storage):
+        _move(run, None if storage == JOURNAL else storage, shown)
+
+
+def _is_elsewhere(run: RunDirectory, storage: str) -> bool:
+    """Whether the run's study is not where `--storage` says."""
+    if storage == JOURNAL:
+        return isinstance(run.place, Database)
+    return run.place == run.journal_path or run.info["storage"]["url"] != without_password(storage)
+
+
+def _move(run: RunDirectory, database: str | None, shown: SearchProgress) -> None:
+    """Copy the study to another storage; `run.json`, written last, makes the copy the study."""
+    place = _place(run, database)
+    copy = place if isinstance(place, Database) else place.with_suffix(".copy")
+    if isinstance(copy, Path):
+        copy.unlink(missing_ok=True)
+    move(run.place, copy)
+    if isinstance(copy, Path):
+        copy.replace(run.journal_path)
+    run.write_info({**run.info, "storage": _recorded(place)})
+    if isinstance(place, Database) and run.journal_path.exists():
+        run.journal_path.rename(run.journal_path.with_suffix(".moved"))
+    shown.say(f"search: the study has moved to {place}")
 
 
 def _check_call(
@@ -357,6 +435,11 @@ def _check_call(
         raise UsageError(unknown_name("sampler", sampler, SAMPLERS))
     if gpus_per_worker is not None and gpus_per_worker < 0:
         raise UsageError(f"--gpus-per-worker must not be negative, got {gpus_per_worker}.")
+    if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
+        raise UsageError(
+            f"--gpus-per-worker must be a part of one GPU or a whole number of them, got "
+            f"{gpus_per_worker:g}."
+        )
 
 
 def _checkpoint(path: str | Path | None, model: str) -> Path:

@@ -1,7 +1,8 @@
 """The run directory: what a search was, beside the journal of what it did.
 
 `space.yaml` is the frozen search space, `run.json` tells what was searched, how, and the dense
-baseline; `study.journal` is the study. Everything else in the directory follows from these three.
+baseline; `study.journal` is the study, unless `run.json` names a database that holds it. Everything
+else in the directory follows from these three.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from search.measurement import Measurement
 from search.space import SearchSpace
+from search.storage import Database, Place, without_password
 from ssmprune.errors import RunError
 from ssmprune.yamlfile import write_atomically
 
@@ -26,21 +28,26 @@ SCHEMA = "ssmprune.run/1"
 class RunDirectory:
     """The files of one run."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, database: str | None = None):
+        """Args:
+        path: The directory.
+        database: URL of the study's database with its password, which `run.json` leaves out.
+        """
         self.path = Path(path).absolute()
+        self._database = database
         self.space_path = self.path / "space.yaml"
         self.info_path = self.path / "run.json"
         self.journal_path = self.path / "study.journal"
         self._lock_path = self.path / ".lock"
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """The run in an existing directory.
+    def open(cls, path: str | Path, database: str | None = None) -> RunDirectory:
+        """The run in an existing directory; arguments as for the class.
 
         Raises:
             RunError: The directory does not hold a run.
         """
-        run = cls(path)
+        run = cls(path, database)
         missing = [p.name for p in run._files() if not p.is_file()]
         if missing:
             what = "no directory" if not run.path.is_dir() else f"no {' and no '.join(missing)}"
@@ -51,7 +58,20 @@ class RunDirectory:
         return run
 
     def _files(self) -> tuple[Path, ...]:
-        return self.space_path, self.info_path, self.journal_path
+        in_database = self.info_path.is_file() and self.info.get("storage")
+        journal = () if in_database else (self.journal_path,)
+        return self.space_path, self.info_path, *journal
+
+    @property
+    def place(self) -> Place:
+        """Where the study is."""
+        storage = self.info.get("storage")
+        if storage is None:
+            return self.journal_path
+        url = storage["url"]
+        if self._database is not None and without_password(self._database) == url:
+            url = self._database
+        return Database(url, storage["study"])
 
     def refuse_existing(self) -> None:
         """Make sure that a new run overwrites nothing.

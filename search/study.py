@@ -1,6 +1,6 @@
-"""The study: what has been proposed, by whom, and what came of it. Many processes share it.
+"""The study: what has been proposed, by whom, and what came of it.
 
-An Optuna study on a journal file, the only truth about a run. A trial is one candidate; it is
+An Optuna study, the only truth about a run. A trial is one candidate; it is
 
     waiting     queued: a known schedule, or the candidate of a worker that died
     running     leased to one worker
@@ -8,13 +8,14 @@ An Optuna study on a journal file, the only truth about a run. A trial is one ca
                 to one that was
     failed      closed as: failed (its evaluation), infeasible, duplicate, lost (its worker)
 
-A lease is the name of the worker process that asked. There is no heartbeat to forget: Ray tells
-when a worker has died, and the directory's lock when a driver has; then its trials are closed as
-lost, and their candidates queued once more.
+A lease is the name of the worker process that asked. There is no heartbeat to forget: a worker's
+connection and Ray tell when it has died, and the directory's lock when a driver has; then its
+trials are closed as lost, and their candidates queued once more.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,21 +25,19 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.front import pruning_key
-from search.journal import JournalFile
 from search.measurement import Candidate, Measurement
 from search.portfolio import choose
 from search.racing import Cost, Race, Rival, find_rival, pack, unpack
 from search.rundir import RunDirectory
 from search.samplers import make_sampler
 from search.space import SearchSpace
-from ssmprune.errors import RunError
+from search.storage import Place, Store
+from ssmprune.errors import RunError, UsageError
 from ssmprune.policy import Policy
 
-_NAME = "search"
 _MOST_MISSES = 200  # proposals in a row that were infeasible or known: the space is exhausted
 _MOST_ATTEMPTS = 2  # evaluations of a candidate whose workers die
 
@@ -107,7 +106,7 @@ class Study:
             owner: Who asks; without one nothing can be asked.
 
         Raises:
-            RunError: The journal is damaged.
+            RunError: The journal is damaged, or the database does not answer.
         """
         call = run.info["call"]
         self.run = run
@@ -117,39 +116,48 @@ class Study:
         self._distributions = self.space.distributions()
         self._rivals: dict[int, Rival] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._journal = JournalFile(run.journal_path)
         try:
-            self._storage = JournalStorage(self._journal)
+            self._store = Store(run.place)
             self._study = optuna.load_study(
-                study_name=_NAME, storage=self._storage, sampler=optuna.samplers.RandomSampler()
+                study_name=self._store.study,
+                storage=self._store.storage,
+                sampler=optuna.samplers.RandomSampler(),
             )
+            self._study_id = self._store.storage.get_study_id_from_name(self._store.study)
+        except UsageError:
+            raise
         except (ValueError, KeyError, AttributeError) as fault:
             raise RunError(
-                f"a study journal must hold the records of a search, got {run.journal_path}: "
-                f"{fault}; restore it from a copy, or begin a new run."
+                f"a study must hold the records of a search, got {run.place}: {fault}; "
+                "restore it from a copy, or begin a new run."
             ) from None
 
     @staticmethod
-    def create(
-        journal_path: Path, space: SearchSpace, warm: Sequence[tuple[str, Policy]] = ()
-    ) -> None:
-        """Write the journal of a new study, with the space's known schedules in its queue.
+    def create(place: Place, space: SearchSpace, warm: Sequence[tuple[str, Policy]] = ()) -> None:
+        """Write a new study, with the space's known schedules in its queue.
 
         Args:
-            journal_path: File to write.
+            place: Where it is to be kept.
             space: The search space.
             warm: Names and policies of the space that are queued after the schedules.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        store = Store(place)
         study = optuna.create_study(
-            study_name=_NAME,
-            storage=JournalStorage(JournalFile(journal_path)),
+            study_name=store.study,
+            storage=store.storage,
             directions=["maximize" if o == "top1" else "minimize" for o in space.objectives],
         )
         for name, policy in space.known_schedules():
             _enqueue(study, space.params(policy), f"schedule:{name}", attempt=1)
         for name, policy in warm:
             _enqueue(study, space.params(policy), f"warm:{name}", attempt=1)
+
+    def owned_by(self, owner: Owner) -> Study:
+        """This study for another owner; not for use at the same time."""
+        study = copy.copy(self)
+        study._owner = owner
+        return study
 
     def begin_session(self, session: str) -> int:
         """Let only workers of `session` ask from now on, and queue what others left open.
@@ -188,7 +196,7 @@ class Study:
             sampler finds nothing new. While candidates are running, more may come into the queue.
         """
         for _ in range(_MOST_MISSES):
-            with self._journal.exclusive():
+            with self._store.exclusive():
                 known = self._trials()
                 counts = _count(known)
                 if not self.in_session or counts.finished + counts.running >= trials:
@@ -268,13 +276,13 @@ class Study:
         for objective, value in zip(self.space.objectives, values, strict=True):
             if not math.isfinite(value):
                 return self.fail(trial, f"{objective} must be finite, got {value}")
-        with self._journal.exclusive():
+        with self._store.exclusive():
             if not self._is_running(trial):
                 return False
             self._set_race(trial, race)
             self._set(trial, "measurement", measurement.to_dict())
             self._study.tell(trial, values)
-        self._journal.sync()
+        self._store.sync()
         return True
 
     def _set_race(self, trial: int, race: Race | None) -> None:
@@ -290,11 +298,11 @@ class Study:
         Returns:
             False when the trial was finished already.
         """
-        with self._journal.exclusive():
+        with self._store.exclusive():
             if not self._is_running(trial):
                 return False
             self._close(trial, "failed", reason)
-        self._journal.sync()
+        self._store.sync()
         return True
 
     def close_lost(self, is_dead: Callable[[Owner], bool]) -> int:
@@ -308,11 +316,22 @@ class Study:
         Returns:
             The number of candidates that were open.
         """
-        with self._journal.exclusive():
+        with self._store.exclusive():
             lost = [t for t in self._trials() if _is_abandoned(t, is_dead)]
             for trial in lost:
                 self._give_back(trial)
         return sum("candidate" in trial.user_attrs for trial in lost)
+
+    def take_over(self) -> int:
+        """Queue again what this study's worker has left open, in this process or an earlier one.
+
+        Returns:
+            The number of candidates that were open.
+        """
+        owner = self._owner
+        assert owner is not None
+        mine = (owner.session, owner.worker)
+        return self.close_lost(lambda other: (other.session, other.worker) == mine)
 
     def _give_back(self, trial: FrozenTrial) -> None:
         """Close an abandoned trial; a candidate is queued first, so that no kill can lose it."""
@@ -377,9 +396,9 @@ class Study:
         return self._trials()[trial].state == TrialState.RUNNING
 
     def _set(self, trial: int, key: str, value: Any) -> None:
-        study_id = self._storage.get_study_id_from_name(_NAME)
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, trial)
-        self._storage.set_trial_user_attr(trial_id, key, value)
+        storage = self._store.storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, trial)
+        storage.set_trial_user_attr(trial_id, key, value)
 
     def _close(self, trial: int, kind: str, reason: str) -> None:
         self._set(trial, "closed", {"as": kind, "reason": reason})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from search.evaluator import Evaluator, Evaluators
 from search.front import front
+from search.measurement import Measurement
 from search.racing import Race
-from search.rundir import RunDirectory
 from search.study import Owner, Study, Suggestion
 
 REPORT_SECONDS = 5.0
@@ -23,19 +22,21 @@ class Job:
     """What all workers of a session share.
 
     Attributes:
-        run_dir: The run's directory, reachable under this path from every worker.
+        open_study: Gives a worker its view of the study.
         session: Name of the session.
         trials: Candidates that the search is to finish.
         evaluators: Model and data.
+        dense: The dense model's figures by split.
         workers: Number of workers.
         threads: CPU threads of one worker.
         early_stopping: Whether candidates race, see `search.racing`.
     """
 
-    run_dir: Path
+    open_study: Callable[[Owner], Study]
     session: str
     trials: int
     evaluators: Evaluators
+    dense: Mapping[str, Measurement]
     workers: int
     threads: int
     early_stopping: bool = True
@@ -51,23 +52,20 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
         worker: This worker's number.
         report: Takes the number of candidates told so far, every few seconds and at the end.
     """
-    run = RunDirectory.open(job.run_dir)
-    study = Study(run, Owner(job.session, worker, uuid.uuid4().hex))
-    study.close_lost(lambda other: (other.session, other.worker) == (job.session, worker))
-    told = _search(job, run, study, report)
-    _measure_holdout(job, run, study, worker)
+    study = job.open_study(Owner(job.session, worker, uuid.uuid4().hex))
+    study.take_over()
+    told = _search(job, study, report)
+    _measure_holdout(job, study, worker)
     report({"told": told})
 
 
-def _search(
-    job: Job, run: RunDirectory, study: Study, report: Callable[[dict[str, int]], None]
-) -> int:
+def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) -> int:
     """Ask, evaluate, tell.
 
     Returns:
         The number of candidates told.
     """
-    evaluate = job.evaluators.open("search", job.threads, run.dense("search"))
+    evaluate = job.evaluators.open("search", job.threads, job.dense["search"])
     told, reported = 0, time.monotonic()
     while (suggestion := _next(study, job.trials)) is not None:
         race = study.race(suggestion.policy) if job.early_stopping else Race()
@@ -88,12 +86,12 @@ def _next(study: Study, trials: int) -> Suggestion | None:
     return suggestion
 
 
-def _measure_holdout(job: Job, run: RunDirectory, study: Study, worker: int) -> None:
+def _measure_holdout(job: Job, study: Study, worker: int) -> None:
     """Measure members of the front once more, on images that no decision saw."""
     members = front(study.candidates(), study.space.objectives)[worker :: job.workers]
     members = [member for member in members if member.holdout is None]
     if members and study.in_session:
-        evaluate = job.evaluators.open("holdout", job.threads, run.dense("holdout"))
+        evaluate = job.evaluators.open("holdout", job.threads, job.dense["holdout"])
         for member in members:
             if study.in_session:
                 study.set_holdout(member.trial, evaluate(member.policy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,9 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def job(run: RunDirectory, evaluate: Evaluator = free) -> Job:
-    return Job(run.path, "s", 12, Evaluators(evaluate), workers=2, threads=1)
+    dense = {split: run.dense(split) for split in ("search", "holdout")}
+    open_study = partial(Study, run)
+    return Job(open_study, "s", 12, Evaluators(evaluate), dense, workers=2, threads=1)
 
 
 def test_work_ends_when_enough_are_finished(run: RunDirectory) -> None:
