@@ -132,7 +132,9 @@ def search(
     device: Annotated[str, typer.Option(help="cpu or cuda, for every worker.")] = "cpu",
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(min=0, help="Share of a GPU for each worker.", show_default="an equal share"),
+        typer.Option(
+            min=0, help="Part of a GPU, or GPUs, for each worker.", show_default="an equal part"
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per batch, for accuracy and latency.")
@@ -154,13 +156,34 @@ def search(
     ] = True,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")] = False,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster.", show_default="this machine")
+        str | None,
+        typer.Option(
+            help="A Ray cluster, as `ray start` tells it, or auto.", show_default="this machine"
+        ),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Let workers that the cluster has no room for start when nodes join, or fail.",
+        ),
+    ] = True,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A database for the study, postgresql+psycopg://USER:PASSWORD@HOST/DATABASE or "
+            "any that Optuna takes, or [bold]journal[/], a file in --out. With --resume another "
+            "one moves the study.",
+            show_default="journal, or the run's",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Searches the policies of a space with workers on Ray; every candidate is kept in --out.
 
-    Ctrl-C ends the search after the candidates under way; --resume goes on with it.
+    Ctrl-C ends the search after the candidates under way, a second one at once; --resume goes on
+    with it.
 
     Example: [bold]ssmprune search spaces/vim_nano.yaml --trials 150 --workers 2
     --out runs/first[/]
@@ -183,6 +206,8 @@ def search(
         warm_start=warm_start or (),
         gpus_per_worker=gpus_per_worker,
         address=address,
+        wait=wait,
+        storage=storage,
         resume=resume,
     )
     counts = result.counts
@@ -192,11 +217,13 @@ def search(
         f"{result.seconds:.0f} s"
     )
     if result.interrupted:
+        if result.front:
+            _present(out, as_json, as_csv=False, storage=storage)
         typer.echo(f"Interrupted: {summary}. Go on with --resume.", err=True)
         raise typer.Exit(INTERRUPTED)
     if result.exhausted:
         typer.echo("The space holds no candidates that the sampler has not proposed.", err=True)
-    _present(out, as_json, as_csv=False)
+    _present(out, as_json, as_csv=False, storage=storage)
     typer.echo(summary, err=True)
 
 
@@ -217,13 +244,13 @@ def front(
     _present(run, as_json, as_csv)
 
 
-def _present(run: Path, as_json: bool, as_csv: bool) -> None:
+def _present(run: Path, as_json: bool, as_csv: bool, storage: str | None = None) -> None:
     """Print the front of a run, and bring its files up to date."""
     from search.outcome import Outcome
     from search.table import to_csv, to_table
     from ssmprune.output import print_json, show
 
-    outcome = Outcome.read(run)
+    outcome = Outcome.read(run, storage)
     try:
         written = f"written: {', '.join(map(str, outcome.write()))}"
     except OSError as fault:  # someone else's run can be looked at, too

@@ -83,9 +83,12 @@ def _start_ray(address: str | None, workers: int) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as fault:
+        reason = _last_line(fault)
+        if "AuthenticationError" in repr(fault.__cause__):
+            reason += " (it wants its token; set RAY_AUTH_MODE=token)"
         raise UsageError(
             f"--address must be that of a running Ray cluster, got {address!r}: "
-            f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
+            f"{reason}; start one with `ray start --head`, or leave it out."
         ) from None
 
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +78,10 @@ class Evaluators(Protocol):
         """
         ...
 
+    def with_half_batch(self) -> Evaluators | None:
+        """The same with half as many images at a time; None where it is as few as can be."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelEvaluators:
@@ -113,6 +117,10 @@ class ModelEvaluators:
         if size <= RESIDENT_BYTES:
             images = images.resident(self.device)
         return ModelEvaluator(self, images, dense)
+
+    def with_half_batch(self) -> ModelEvaluators | None:
+        half = self.batch_size // 2
+        return replace(self, batch_size=half) if half >= LATENCY_BATCH else None
 
     def _images(self, split: str) -> ImageSet:
         config = find_config(self.model)

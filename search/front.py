@@ -23,7 +23,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import moocore
 import numpy as np
 
-from search.measurement import Candidate, Objective
+from search.measurement import Candidate, Measurement, Objective
 from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
@@ -88,6 +88,11 @@ def hypervolume(
     if not len(losses):
         return 0.0
     return float(moocore.hypervolume(losses, ref=np.ones(len(objectives))))
+
+
+def dense_reference(dense: Measurement) -> dict[Objective, float]:
+    """The reference that hypervolumes are told against: the dense model's costs and 0 % top-1."""
+    return {"top1": 0.0, "flops": dense.flops, "latency_ms": dense.latency_ms}
 
 
 def select(

@@ -41,6 +41,10 @@ class JournalFile(BaseJournalBackend):
         """Keep all other processes from appending; what this one appends is written at the end.
 
         The lock ends with the process, however it ends.
+
+        Raises:
+            OSError: The disk refuses the records, a full one for example; then none is in the
+                file, and this object, which has shown them already, must not be used any more.
         """
         if self._handle is not None:
             yield
@@ -53,8 +57,10 @@ class JournalFile(BaseJournalBackend):
             yield
         finally:
             self._handle = None
-            self._flush(handle)
-            os.close(handle)
+            try:
+                self._flush(handle)
+            finally:
+                os.close(handle)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Add records; once written they survive the death of this process, after `sync` any."""
@@ -91,13 +97,19 @@ class JournalFile(BaseJournalBackend):
         return lines
 
     def _flush(self, handle: int) -> None:
+        """Write what is pending, or, where the disk refuses, nothing of it."""
         data = b"".join(record + b"\n" for record in self._pending)
         if self._is_read:
             self._records += len(self._pending)
             self._bytes += len(data)
         self._pending, self._is_read = [], False
-        while data:
-            data = data[os.write(handle, data) :]
+        size = os.fstat(handle).st_size
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
 
 
 def recover(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from search.board import Board
 from search.cluster import (
     Pool,
     Workers,
@@ -35,6 +36,7 @@ from search.rundir import RunDirectory
 from search.samplers import SAMPLERS
 from search.service import StudyService
 from search.space import SearchSpace
+from search.standing import Observer
 from search.storage import JOURNAL, Database, Place, Store, move, without_password
 from search.study import Counts, Study
 from search.warmstart import warm_start as find_warm_start
@@ -45,6 +47,7 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 
 POLL_SECONDS = 0.5
+LOOKING_SHARE = 0.01  # of the time; nobody else uses the study meanwhile
 _PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
 
@@ -168,7 +171,7 @@ def search(
     identity = evaluators.identity()
     if database is not None:
         Store(Database(database, study=""))  # whether it answers
-    with run.lock(), SearchProgress(trials, progress) as shown:
+    with run.lock(), _told_if_unwritable(run), SearchProgress(progress) as shown:
         if resume:
             _resume(run, frozen, identity, call, storage, shown)
         else:
@@ -196,6 +199,18 @@ def search(
             seconds=time.monotonic() - start,
             interrupted=interrupted,
         )
+
+
+@contextmanager
+def _told_if_unwritable(run: RunDirectory) -> Iterator[None]:
+    """Turn what the disk has refused into a message."""
+    try:
+        yield
+    except OSError as fault:
+        raise RunError(
+            f"a search must be able to write {run.path}, but cannot: {fault.strerror or fault}; "
+            "make room, and go on with --resume."
+        ) from None
 
 
 def _search(
@@ -232,7 +247,9 @@ def _search(
         )
         service.use(partial(Study.begin_session, session=session))
         workers = Workers(job, pool, run.path / ".tune")
-        interrupted = _watch(service, workers, shown)
+        observer = Observer(dense["search"], trials, pool.workers)
+        with Board(run.path / "tensorboard") as board:
+            interrupted = _watch(service, workers, observer, shown, board)
         service.end_session()
         service.close_lost(lambda owner: True)
         if interrupted:
@@ -258,8 +275,14 @@ def _done(study: Study) -> int:
     return study.counts().finished + measured
 
 
-def _watch(service: StudyService, workers: Workers, shown: SearchProgress) -> bool:
-    """Show progress until the workers have ended.
+def _watch(
+    service: StudyService,
+    workers: Workers,
+    observer: Observer,
+    shown: SearchProgress,
+    board: Board,
+) -> bool:
+    """Show how the search stands until the workers have ended.
 
     Returns:
         Whether Ctrl-C was pressed, which makes them end soon; a second one is raised.
@@ -267,7 +290,13 @@ def _watch(service: StudyService, workers: Workers, shown: SearchProgress) -> bo
     Raises:
         RunError: The study's storage has failed.
     """
-    told = False
+
+    def look() -> None:
+        standing = service.use(lambda study: observer.look(study, service.connected))
+        shown.show(standing)
+        board.add(standing)
+
+    told, next_look = False, 0.0
     with _first_interrupt() as interrupted:
         workers.start()
         while workers.is_alive():
@@ -276,8 +305,12 @@ def _watch(service: StudyService, workers: Workers, shown: SearchProgress) -> bo
                 service.end_session()
                 shown.say("search: ending after the candidates under way; Ctrl-C ends it at once")
                 told = True
-            shown.show(service.use(Study.counts))
-    shown.show(service.use(Study.counts))
+            begin = time.monotonic()
+            if begin >= next_look:
+                look()
+                end = time.monotonic()
+                next_look = end + (end - begin) / LOOKING_SHARE
+    look()
     return told
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search.figure import Picture, draw_figure
-from search.front import front, hypervolume
+from search.front import dense_reference, front, hypervolume
 from search.measurement import Candidate, Measurement, Objective
 from search.rundir import RunDirectory
 from search.study import Study
@@ -35,13 +35,13 @@ class Outcome:
     dense_holdout: Measurement | None
 
     @classmethod
-    def read(cls, path: str | Path) -> Outcome:
-        """The outcome so far of the run at `path`.
+    def read(cls, path: str | Path, database: str | None = None) -> Outcome:
+        """The outcome so far of a run; arguments as for `RunDirectory`.
 
         Raises:
             RunError: There is no run, its files are damaged, or nothing has been evaluated yet.
         """
-        run = RunDirectory.open(path)
+        run = RunDirectory.open(path, database)
         dense = run.dense("search")
         candidates = Study(run).candidates()
         if not candidates:
@@ -61,12 +61,7 @@ class Outcome:
 
     def hypervolume(self) -> float:
         """That of the front, against the dense model's costs and 0 % top-1."""
-        reference: dict[Objective, float] = {
-            "top1": 0.0,
-            "flops": self.dense.flops,
-            "latency_ms": self.dense.latency_ms,
-        }
-        return hypervolume(self.members, self.objectives, reference)
+        return hypervolume(self.members, self.objectives, dense_reference(self.dense))
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for JSON; `front` has the columns of `front.csv`."""

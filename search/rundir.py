@@ -69,7 +69,7 @@ class RunDirectory:
         if storage is None:
             return self.journal_path
         url = storage["url"]
-        if self._database is not None and without_password(self._database) == url:
+        if self._database and without_password(self._database) == url:
             url = self._database
         return Database(url, storage["study"])
 

@@ -85,7 +85,7 @@ class StudyService:
     Attributes:
         address: For the workers.
         fault: Why the study takes no more calls, once its storage has failed for good.
-        connected: Workers that are connected.
+        connected: Workers that are connected, of which `waiting` wait for a candidate.
     """
 
     def __init__(self, study: Study, host: str, say: Callable[[str], None]):
@@ -95,7 +95,7 @@ class StudyService:
         say: Takes one line for people.
         """
         self.fault: RunError | None = None
-        self.connected = self._waiting = 0
+        self.connected = self.waiting = 0
         self._study, self._say = study, say
         self._changed = threading.Condition()
         self._is_open = True
@@ -190,7 +190,7 @@ class StudyService:
                 return None, self._ask(study, *arguments)
             with self._changed:
                 answer = self._use(study, partial(_get, name=name, arguments=arguments))
-                if self._waiting and self._use(study, partial(_has_freed, name=name)):
+                if self.waiting and self._use(study, partial(_has_freed, name=name)):
                     self._changed.notify_all()
             return None, answer
         except Exception as fault:  # noqa: BLE001 - raised again at the other end
@@ -203,11 +203,11 @@ class StudyService:
                 suggestion = self._use(study, lambda study: study.ask(trials), study.take_over)
                 if suggestion is not None or not self._use(study, _is_under_way):
                     return suggestion
-                self._waiting += 1
+                self.waiting += 1
                 try:
                     self._changed.wait()
                 finally:
-                    self._waiting -= 1
+                    self.waiting -= 1
 
 
 def _get(study: Study, name: str, arguments: tuple[Any, ...]) -> Any:

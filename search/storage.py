@@ -6,6 +6,7 @@ Either way one process writes it, the one that holds the run directory; see `sea
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import optuna
 from optuna.exceptions import OptunaError, StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 
 from search.journal import JournalFile
 from ssmprune.errors import RunError, UsageError
@@ -64,8 +65,11 @@ class Store:
             RunError: The database does not answer.
         """
         self._journal = JournalFile(place) if isinstance(place, Path) else None
+        self.storage: BaseStorage
         if isinstance(place, Database):
-            self.storage, self.study = _connect(place.url), place.study
+            database = _connect(place.url)
+            weakref.finalize(self, database.engine.dispose)  # closes its connections
+            self.storage, self.study = get_storage(database), place.study
         else:
             assert self._journal is not None
             self.storage, self.study = JournalStorage(self._journal), "search"
@@ -92,15 +96,14 @@ def move(source: Place, target: Place) -> None:
         )
 
 
-def _connect(url: str) -> BaseStorage:
-    from optuna.storages import RDBStorage
+def _connect(url: str) -> RDBStorage:
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     settings: dict[str, object] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         settings["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
-        return get_storage(RDBStorage(url, engine_kwargs=settings))
+        return RDBStorage(url, engine_kwargs=settings)
     except (ArgumentError, ImportError) as fault:
         raise UsageError(
             f"--storage must be journal, or a database's URL whose driver is installed, such as "
@@ -121,9 +124,10 @@ def without_password(url: str) -> str:
     from sqlalchemy.exc import ArgumentError
 
     try:
-        return make_url(url).set(password="").render_as_string().replace(":@", "@", 1)
+        parts = make_url(url).difference_update_query(["password"])
     except ArgumentError:
         return url.split("@")[-1]
+    return parts._replace(password=None).render_as_string(hide_password=False)
 
 
 def patiently(act: Callable[[], T], mend: Callable[[], object], say: Callable[[str], None]) -> T:

@@ -41,6 +41,9 @@ class SyntheticEvaluators:
     ) -> SyntheticEvaluator:
         return SyntheticEvaluator(self.model, split)
 
+    def with_half_batch(self) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class SyntheticEvaluator:

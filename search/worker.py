@@ -11,6 +11,7 @@ from search.evaluator import Evaluator, Evaluators
 from search.front import front
 from search.measurement import Measurement
 from search.racing import Race
+from search.sparing import Sparing
 from search.study import Owner, Study, Suggestion
 
 REPORT_SECONDS = 5.0
@@ -65,7 +66,7 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
     Returns:
         The number of candidates told.
     """
-    evaluate = job.evaluators.open("search", job.threads, job.dense["search"])
+    evaluate = Sparing(job.evaluators, "search", job.threads, job.dense["search"])
     told, reported = 0, time.monotonic()
     while (suggestion := _next(study, job.trials)) is not None:
         race = study.race(suggestion.policy) if job.early_stopping else Race()
@@ -81,7 +82,7 @@ def _next(study: Study, trials: int) -> Suggestion | None:
     """The next candidate; waits for those of others, which come back if their worker dies."""
     while (suggestion := study.ask(trials)) is None:
         if not study.in_session or not study.counts().running:
-            return None
+            return study.ask(trials)  # one may have come into the queue since
         time.sleep(WAIT_SECONDS)
     return suggestion
 
@@ -91,7 +92,7 @@ def _measure_holdout(job: Job, study: Study, worker: int) -> None:
     members = front(study.candidates(), study.space.objectives)[worker :: job.workers]
     members = [member for member in members if member.holdout is None]
     if members and study.in_session:
-        evaluate = job.evaluators.open("holdout", job.threads, job.dense["holdout"])
+        evaluate = Sparing(job.evaluators, "holdout", job.threads, job.dense["holdout"])
         for member in members:
             if study.in_session:
                 study.set_holdout(member.trial, evaluate(member.policy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -84,3 +85,17 @@ def test_recover_numbers_its_backups(tmp_path: Path) -> None:
     for _ in range(2):
         recover(write(tmp_path / "j", '{"n": 1}\nhalf'))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["j", "j.broken-1", "j.broken-2"]
+
+
+def test_block_that_the_disk_refuses_leaves_no_trace(tmp_path: Path) -> None:
+    path = write(tmp_path / "j", '{"n": 1}\n')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 12, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            JournalFile(path).append_logs([{"n": 2}, {"n": 3}])  # the first one would fit
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert records(path) == [1]
+    JournalFile(path).append_logs([{"n": 4}])
+    assert records(path) == [1, 4]

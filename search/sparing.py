@@ -1,0 +1,44 @@
+"""Evaluation that gets by with the memory there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from search.evaluator import Evaluators
+from search.measurement import Measurement
+
+
+class Sparing:
+    """An evaluator that halves its batch whenever the device is out of memory.
+
+    It keeps to the smaller batch from then on. With the smallest batch, a candidate that does not
+    fit fails, and the next one is tried.
+    """
+
+    def __init__(
+        self, evaluators: Evaluators, split: str, threads: int, dense: Measurement | None = None
+    ):
+        """Args: as for `Evaluators.open`, which opens what is behind this one."""
+        self._evaluators = evaluators
+        self._arguments = split, threads, dense
+        self._evaluate = evaluators.open(*self._arguments)
+
+    def __call__(self, *arguments: Any) -> Measurement:
+        """Measure a policy; arguments as for the evaluator behind this one.
+
+        Raises:
+            OutOfMemoryError: The smallest batch does not fit.
+        """
+        while True:
+            try:
+                return self._evaluate(*arguments)
+            except torch.OutOfMemoryError:
+                smaller = self._evaluators.with_half_batch()
+                if smaller is None:
+                    raise
+            del self._evaluate
+            torch.cuda.empty_cache()
+            self._evaluators = smaller
+            self._evaluate = smaller.open(*self._arguments)

@@ -1,0 +1,363 @@
+"""Searches on real clusters and real databases that lose nodes and servers on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.front import pruning_key
+from search.measurement import Measurement
+from search.rundir import RunDirectory
+from search.study import Study, candidates
+from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
+from ssmprune import Policy
+from ssmprune.errors import UsageError
+
+import ray  # isort: skip
+from search.cluster import Pool, share_out  # isort: skip
+from search.launch import SearchResult, search  # isort: skip
+
+SPACE = """
+schema: ssmprune.space/1
+model: vim_nano
+ratios: {per: layer, layers: [0, 1, 2, 3, 4, 5, 6], low: 0.5, step: 0.05}
+scorer: [l1, l2]
+"""
+DEADLINE = 120.0
+
+# Ray leaves sockets and processes to the garbage collector.
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20:ray"),
+]
+
+FOUR_GPUS = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "gpus", "expected"),
+    [
+        ([{"CPU": 8.0}], 2, "cpu", None, Pool(2, 4, 0.0, 2)),
+        ([{"CPU": 4.0}] * 3, 4, "cpu", None, Pool(4, 2, 0.0, 4)),  # 3 would leave one out
+        ([{"CPU": 2.0}] * 2, 9, "cpu", None, Pool(9, 1, 0.0, 4)),
+        (FOUR_GPUS, 4, "cuda", None, Pool(4, 4, 1.0, 4)),
+        (FOUR_GPUS, 3, "cuda", None, Pool(3, 8, 1.0, 3)),
+        (FOUR_GPUS, 6, "cuda", None, Pool(6, 4, 0.5, 6)),  # not 2/3, of which a GPU holds one
+        (FOUR_GPUS, 9, "cuda", None, Pool(9, 2, 1 / 3, 9)),
+        (FOUR_GPUS, 9, "cuda", 0.5, Pool(9, 2, 0.5, 8)),
+        (FOUR_GPUS, 3, "cuda", 2, Pool(3, 8, 2, 2)),
+        ([{"CPU": 2.0}], 2, "cuda", None, Pool(2, 1, 1.0, 0)),
+        ([], 2, "cpu", None, Pool(2, 1, 0.0, 0)),
+    ],
+)
+def test_all_workers_get_as_much_as_lets_most_of_them_run(
+    nodes: list[dict[str, float]], workers: int, device: str, gpus: float | None, expected: Pool
+) -> None:
+    assert share_out(nodes, workers, device, gpus, wait=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "gpus", "message"),
+    [
+        (2, "cuda", None, "--device cuda must be there, but Ray has no GPU; give cpu"),
+        (2, "cpu", 1.0, "got 2 with 1 GPUs each where 0 fit"),
+        (
+            9,
+            "cpu",
+            None,
+            "--workers must fit into what Ray has, got 9 with 0 GPUs each where 8 fit",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_where_nobody_waits(
+    workers: int, device: str, gpus: float | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        share_out([{"CPU": 8.0}], workers, device, gpus, wait=False)
+
+
+def test_no_share_of_a_gpu_is_refused_for_workers_on_gpus() -> None:
+    with pytest.raises(UsageError, match="--gpus-per-worker must be above 0 for --device cuda"):
+        share_out(FOUR_GPUS, 2, "cuda", 0.0, wait=True)
+
+
+@dataclass(frozen=True)
+class SlowEvaluators(SyntheticEvaluators):
+    """The synthetic problem, each candidate in its time and with a mark on the floor."""
+
+    folder: Path = Path()
+    seconds: float = 0.1
+
+    def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
+        free = SyntheticEvaluator(self.model, split)
+
+        def evaluate(policy: Policy) -> Measurement:
+            if policy.stages and split == "search":
+                time.sleep(self.seconds)
+                host = ray.util.get_node_ip_address()
+                (self.folder / f"{host}-{time.monotonic_ns()}").touch()
+            return free(policy)
+
+        return evaluate
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    """Where evaluations leave their marks, as ADDRESS-TIME."""
+    (tmp_path / "marks").mkdir()
+    return tmp_path / "marks"
+
+
+@pytest.fixture
+def evaluators(marks: Path) -> Iterator[SlowEvaluators]:
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield SlowEvaluators("vim_nano", marks)
+    ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@contextmanager
+def beside(action: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while a search runs here; its fault is raised at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(action)
+        yield
+        done.result(DEADLINE)
+
+
+def assert_complete(result: SearchResult, trials: int, database: str | None = None) -> None:
+    """Exactly `trials` candidates are finished, all of them different, and nothing is open."""
+    study = Study(RunDirectory.open(result.run_dir, database))
+    counts, found = study.counts(), study.candidates()
+    assert len(found) == counts.evaluated == trials
+    assert len({pruning_key(c.policy) for c in found}) == trials
+    assert counts.running == counts.waiting == counts.failed == 0
+    assert all(member.holdout is not None for member in result.front)
+
+
+class Nodes:
+    """Nodes of a cluster, each started with `ray start` on an address of its own."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+        with socket.socket() as probe:
+            probe.bind((self.host(1), 0))
+            self.address = "{}:{}".format(*probe.getsockname())
+
+    @staticmethod
+    def host(number: int) -> str:
+        return f"127.0.0.{number + 1}"
+
+    def start(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """Start the next node; the first one is the head."""
+        host, port = self.address.split(":")
+        role = [f"--address={self.address}"]
+        if not self._started:
+            role = ["--head", f"--port={port}", "--include-dashboard=false"]
+        own = f"--node-ip-address={self.host(len(self._started) + 1)}"
+        size = [f"--num-cpus={cpus}", "--object-store-memory=80000000"]
+        call = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", own, *size, *role]
+        node = subprocess.Popen(
+            call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._started.append(node)
+        if len(self._started) == 1:
+            wait_for(lambda: not socket.socket().connect_ex((host, int(port))))
+        return node
+
+    @staticmethod
+    def kill(node: subprocess.Popen[bytes]) -> None:
+        if node.poll() is None:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+
+    def end(self) -> None:
+        for node in reversed(self._started):
+            self.kill(node)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever a user's other clusters want
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes = Nodes()
+    yield nodes
+    nodes.end()
+
+
+@pytest.mark.slow
+def test_search_survives_a_node_and_uses_one_that_joins(
+    nodes: Nodes,
+    space: Path,
+    tmp_path: Path,
+    marks: Path,
+    evaluators: SlowEvaluators,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nodes.start()
+    mortal = nodes.start()
+
+    def befall() -> None:
+        wait_for(lambda: len(list(marks.glob(f"{Nodes.host(2)}-*"))) >= 5)
+        nodes.kill(mortal)
+        nodes.start()
+        wait_for(lambda: len(list(marks.glob(f"{Nodes.host(3)}-*"))) >= 5)
+
+    with beside(befall):
+        result = search(
+            space,
+            tmp_path / "run",
+            trials=600,
+            workers=3,
+            sampler="random",
+            address=nodes.address,
+            evaluators=evaluators,
+        )
+    assert_complete(result, 600)
+    assert result.counts.lost == 1
+    said = capsys.readouterr().err
+    assert "of 3 workers; the others start when nodes join" in said
+
+
+@pytest.mark.slow
+def test_workers_that_have_no_room_are_refused_with_no_wait(
+    nodes: Nodes, space: Path, tmp_path: Path, evaluators: SlowEvaluators
+) -> None:
+    nodes.start()
+    with pytest.raises(UsageError, match="--workers must fit into what Ray has, got 2"):
+        search(
+            space,
+            tmp_path / "run",
+            trials=10,
+            workers=2,
+            address=nodes.address,
+            wait=False,
+            evaluators=evaluators,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+class Postgres:
+    """A PostgreSQL server of its own, with a password."""
+
+    password = "s3cret"
+
+    def __init__(self, programs: Path, folder: Path, port: int):
+        self._programs, self._folder, self._port = programs, folder, port
+        self.url = f"postgresql+psycopg://postgres:{self.password}@127.0.0.1:{port}/postgres"
+        (folder / "password").write_text(self.password)
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            for path in (folder, folder / "password"):
+                shutil.chown(path, "nobody", "nogroup")
+        self._call("initdb", "-U", "postgres", "-A", "md5", f"--pwfile={folder}/password")
+        self.start()
+
+    def start(self) -> None:
+        options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._call("pg_ctl", "-w", "-l", f"{self._folder}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def _call(self, program: str, *arguments: str) -> None:
+        user = []
+        if os.geteuid() == 0:
+            user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        call = [*user, str(self._programs / program), "-D", f"{self._folder}/data", *arguments]
+        subprocess.run(call, check=True, cwd=self._folder, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg", reason="no psycopg: pip install ssmprune[postgresql]")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found and shutil.which("initdb") is None:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    programs = found[-1] if found else Path(str(shutil.which("initdb")))
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        server = Postgres(programs.parent, Path(folder), port)
+        yield server
+        server.stop()
+
+
+@pytest.mark.slow
+def test_search_survives_a_restart_of_its_database(
+    postgres: Postgres,
+    space: Path,
+    tmp_path: Path,
+    marks: Path,
+    evaluators: SlowEvaluators,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def befall() -> None:
+        wait_for(lambda: len(list(marks.iterdir())) >= 20)
+        postgres.stop()
+        time.sleep(1)
+        postgres.start()
+
+    with beside(befall):
+        result = search(
+            space,
+            tmp_path / "run",
+            trials=100,
+            workers=2,
+            sampler="random",
+            storage=postgres.url,
+            evaluators=evaluators,
+        )
+    assert_complete(result, 100, postgres.url)
+    said = capsys.readouterr().err
+    assert "the study's database is away" in said and "the study's database is back" in said
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files and all(postgres.password.encode() not in path.read_bytes() for path in files)
+    assert postgres.password not in said
+    assert not (tmp_path / "run" / "study.journal").exists()
+    moved = search(
+        space,
+        tmp_path / "run",
+        trials=110,
+        workers=1,
+        storage="journal",
+        resume=True,
+        evaluators=evaluators,
+        progress=False,
+    )
+    postgres.stop()
+    assert_complete(moved, 110)
+    assert len(candidates(moved.run_dir)) == 110
+    postgres.start()
