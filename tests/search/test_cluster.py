@@ -323,6 +323,7 @@ def test_search_survives_a_restart_of_its_database(
     marks: Path,
     evaluators: SlowEvaluators,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def befall() -> None:
         wait_for(lambda: len(list(marks.iterdir())) >= 20)
@@ -347,6 +348,7 @@ def test_search_survives_a_restart_of_its_database(
     assert files and all(postgres.password.encode() not in path.read_bytes() for path in files)
     assert postgres.password not in said
     assert not (tmp_path / "run" / "study.journal").exists()
+    monkeypatch.setenv("PGPASSWORD", postgres.password)
     moved = search(
         space,
         tmp_path / "run",
