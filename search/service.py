@@ -193,8 +193,13 @@ class StudyService:
                 if self.waiting and self._use(study, partial(_has_freed, name=name)):
                     self._changed.notify_all()
             return None, answer
+        except StudyClosed as fault:
+            return fault, None
         except Exception as fault:  # noqa: BLE001 - raised again at the other end
-            return StudyClosed() if fault is self.fault else fault, None
+            if fault is self.fault:
+                return StudyClosed(), None
+            self._say(f"search: a worker's {name} failed with {type(fault).__name__}: {fault}")
+            return fault, None
 
     def _ask(self, study: Study, trials: int) -> Suggestion | None:
         """The next candidate; waits for those of others, which come back if their worker dies."""

@@ -8,6 +8,7 @@ import torch
 
 from search.evaluator import Evaluators
 from search.measurement import Measurement
+from ssmprune.policy import Policy
 
 
 class Sparing:
@@ -25,7 +26,7 @@ class Sparing:
         self._arguments = split, threads, dense
         self._evaluate = evaluators.open(*self._arguments)
 
-    def __call__(self, *arguments: Any) -> Measurement:
+    def __call__(self, policy: Policy, *others: Any) -> Measurement:
         """Measure a policy; arguments as for the evaluator behind this one.
 
         Raises:
@@ -33,7 +34,7 @@ class Sparing:
         """
         while True:
             try:
-                return self._evaluate(*arguments)
+                return self._evaluate(policy, *others)
             except torch.OutOfMemoryError:
                 smaller = self._evaluators.with_half_batch()
                 if smaller is None:

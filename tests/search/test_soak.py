@@ -1,0 +1,134 @@
+"""Searches that are killed at random moments and resumed lose nothing and count nothing twice.
+
+`SSMPRUNE_SOAK=20` makes it twenty of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from search.front import front, pruning_key
+from search.rundir import RunDirectory
+from search.study import Study, candidates
+from search.synthetic import SyntheticEvaluator
+from ssmprune.errors import RunError
+
+RUNS = int(os.environ.get("SSMPRUNE_SOAK", "3"))
+TRIALS = 300
+DEADLINE = 200.0
+SPACE = """
+schema: ssmprune.space/1
+model: vim_nano
+ratios: {per: layer, layers: [0, 1, 2, 3, 4, 5, 6], low: 0.5, step: 0.05}
+scorer: [l1, l2]
+"""
+SEARCH = (
+    "import sys; from search.launch import search;"
+    "from search.synthetic import SyntheticEvaluators as S;"
+    "result = search(*sys.argv[1:3], trials=int(sys.argv[3]), sampler='nsga2', progress=False,"
+    " evaluators=S('vim_nano'), resume='resume' in sys.argv);"
+    "sys.exit(130 if result.interrupted else 0)"
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def start(space: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+    resume = ["resume"] if (run_dir / "run.json").exists() else []
+    call = [sys.executable, "-c", SEARCH, str(space), str(run_dir), str(TRIALS), *resume]
+    return subprocess.Popen(call)
+
+
+def evaluated(run_dir: Path) -> int:
+    try:
+        return Study(RunDirectory.open(run_dir)).counts().evaluated
+    except RunError:  # it has not begun yet
+        return 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes in which Tune's trials run."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.name().startswith("ray::")]
+
+
+def kill_worker(process: subprocess.Popen[bytes], moment: random.Random) -> None:
+    trials = [w for w in workers_of(process) if "ImplicitFunc" in w.name() or "train" in w.name()]
+    if trials:
+        moment.choice(trials).send_signal(signal.SIGKILL)
+
+
+def kill_node(process: subprocess.Popen[bytes], moment: random.Random) -> None:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.name() == "raylet":
+            child.kill()
+
+
+def kill_driver(process: subprocess.Popen[bytes], moment: random.Random) -> None:
+    process.kill()
+
+
+def interrupt_twice(process: subprocess.Popen[bytes], moment: random.Random) -> None:
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(moment.random() / 4)
+
+
+def tear_journal(process: subprocess.Popen[bytes], moment: random.Random) -> None:
+    """Kill the driver in the midst of a write, as far as its journal can tell."""
+    process.kill()
+    process.wait()
+    journal = Path(process.args[4]) / "study.journal"  # type: ignore[index]
+    if journal.exists():
+        with journal.open("ab") as file:
+            file.write(b'{"op_code":5,"worker_id":"x'[: moment.randrange(1, 27)])
+
+
+KILLS = (kill_worker, kill_driver, tear_journal, kill_node, interrupt_twice)
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_killed_search_is_whole_in_the_end(tmp_path: Path, seed: int) -> None:
+    moment = random.Random(seed)
+    kill = KILLS[seed % len(KILLS)]
+    space, run_dir = tmp_path / "space.yaml", tmp_path / "run"
+    space.write_text(SPACE)
+    process = start(space, run_dir)
+    reached = moment.randrange(1, TRIALS - 20)
+    wait_for(lambda: evaluated(run_dir) >= reached, process)
+    kill(process, moment)
+    before = {c.trial: c.search for c in candidates(run_dir)} if evaluated(run_dir) else {}
+    process.wait(DEADLINE)
+    resumed = start(space, run_dir)
+    try:
+        assert resumed.wait(DEADLINE) == 0
+    finally:
+        resumed.kill()
+        resumed.wait()
+    found = candidates(run_dir)
+    counts = Study(RunDirectory.open(run_dir)).counts()
+    assert len(before) >= reached
+    assert before.items() <= {c.trial: c.search for c in found}.items()
+    assert len(found) == counts.evaluated == TRIALS
+    assert len({pruning_key(c.policy) for c in found}) == TRIALS
+    assert counts.running == counts.waiting == counts.failed == 0
+    exact = SyntheticEvaluator("vim_nano", "search")
+    assert all(c.search == exact(c.policy) for c in found)
+    assert all(member.holdout for member in front(found, ("top1", "flops")))
