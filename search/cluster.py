@@ -108,7 +108,17 @@ def own_address(address: str | None) -> str:
 
 def live_nodes() -> list[Resources]:
     """What each node of the cluster has, whoever uses it."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in _alive()]
+
+
+def is_cut_off() -> bool:
+    """Whether Ray's node that this process belongs to has died, and no worker can ever start."""
+    own = ray.get_runtime_context().get_node_id()
+    return all(node["NodeID"] != own for node in _alive())
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def share_out(

@@ -21,6 +21,7 @@ from search.board import Board
 from search.cluster import (
     Pool,
     Workers,
+    is_cut_off,
     live_nodes,
     measure_remotely,
     own_address,
@@ -288,7 +289,7 @@ def _watch(
         Whether Ctrl-C was pressed, which makes them end soon; a second one is raised.
 
     Raises:
-        RunError: The study's storage has failed.
+        RunError: The study's storage has failed, or Ray has.
     """
 
     def look() -> None:
@@ -310,6 +311,11 @@ def _watch(
                 look()
                 end = time.monotonic()
                 next_look = end + (end - begin) / LOOKING_SHARE
+            if not service.connected and is_cut_off():
+                raise RunError(
+                    "Ray must run for the time of a search, but its node on this machine has died; "
+                    "go on with --resume."
+                )
     look()
     return told
 

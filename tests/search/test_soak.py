@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from search.front import front, pruning_key
@@ -24,7 +23,7 @@ from search.synthetic import SyntheticEvaluator
 from ssmprune.errors import RunError
 
 RUNS = int(os.environ.get("SSMPRUNE_SOAK", "3"))
-TRIALS = 300
+TRIALS = 400
 DEADLINE = 200.0
 SPACE = """
 schema: ssmprune.space/1
@@ -49,6 +48,11 @@ def start(space: Path, run_dir: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(call)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
 def evaluated(run_dir: Path) -> int:
     try:
         return Study(RunDirectory.open(run_dir)).counts().evaluated
@@ -63,22 +67,27 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
         time.sleep(0.01)
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes in which Tune's trials run."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.name().startswith("ray::")]
+def descendants(process: subprocess.Popen[bytes]) -> dict[int, str]:
+    """Processes that a search has started, directly or not, with their command lines."""
+    listing = subprocess.check_output(["ps", "-wweo", "pid=,ppid=,args="], text=True)
+    rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+    found = {process.pid: ""}
+    for _ in range(4):  # the search, Ray's node, its workers, and what those start
+        found |= {int(pid): args for pid, parent, args in rows if int(parent) in found}
+    return found
+
+
+def kill_one(process: subprocess.Popen[bytes], moment: random.Random, pattern: str) -> None:
+    matching = [pid for pid, args in descendants(process).items() if pattern in args]
+    os.kill(moment.choice(matching), signal.SIGKILL)
 
 
 def kill_worker(process: subprocess.Popen[bytes], moment: random.Random) -> None:
-    trials = [w for w in workers_of(process) if "ImplicitFunc" in w.name() or "train" in w.name()]
-    if trials:
-        moment.choice(trials).send_signal(signal.SIGKILL)
+    kill_one(process, moment, "ray::ImplicitFunc")
 
 
 def kill_node(process: subprocess.Popen[bytes], moment: random.Random) -> None:
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if child.name() == "raylet":
-            child.kill()
+    kill_one(process, moment, "raylet/raylet ")
 
 
 def kill_driver(process: subprocess.Popen[bytes], moment: random.Random) -> None:
@@ -111,17 +120,19 @@ def test_killed_search_is_whole_in_the_end(tmp_path: Path, seed: int) -> None:
     space, run_dir = tmp_path / "space.yaml", tmp_path / "run"
     space.write_text(SPACE)
     process = start(space, run_dir)
-    reached = moment.randrange(1, TRIALS - 20)
-    wait_for(lambda: evaluated(run_dir) >= reached, process)
-    kill(process, moment)
-    before = {c.trial: c.search for c in candidates(run_dir)} if evaluated(run_dir) else {}
-    process.wait(DEADLINE)
+    reached = moment.randrange(1, TRIALS // 2)
+    try:
+        wait_for(lambda: evaluated(run_dir) >= reached, process)
+        kill(process, moment)
+        before = {c.trial: c.search for c in candidates(run_dir)}
+        process.wait(DEADLINE)
+    finally:
+        end(process)
     resumed = start(space, run_dir)
     try:
         assert resumed.wait(DEADLINE) == 0
     finally:
-        resumed.kill()
-        resumed.wait()
+        end(resumed)
     found = candidates(run_dir)
     counts = Study(RunDirectory.open(run_dir)).counts()
     assert len(before) >= reached
