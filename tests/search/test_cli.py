@@ -289,9 +289,9 @@ def searched(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> list[dict[s
             run_dir=run_dir,
             trials=options["trials"],
             counts=Counts(evaluated=30),
-            front=[],
+            front=Outcome.read(run_dir).members if options["seed"] == 2 else [],
             seconds=1.0,
-            interrupted=options["seed"] == 1,
+            interrupted=options["seed"] in (1, 2),
         )
 
     monkeypatch.setattr(search.launch, "search", run)
@@ -313,3 +313,14 @@ def test_an_interrupted_search_ends_with_status_130(
 ) -> None:
     result = call("search", "space.yaml", "--out", finished_run, "--seed", seed)
     refuses(result, 130)
+
+
+def test_an_interrupted_search_leaves_the_front_that_it_found(
+    searched: list[dict[str, Any]], finished_run: Path
+) -> None:
+    result = call("search", "space.yaml", "--out", finished_run, "--seed", 2, "--json")
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["front"]
+    assert "Interrupted: 30 of 150 candidates finished" in result.stderr
+    assert len((finished_run / "front.csv").read_text().splitlines()) > 1
+    assert (finished_run / "front.png").stat().st_size > 1000
