@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import save, show
 
-NAMES = ("scan", "startup", "throughput", "search", "alignment", "racing")
+NAMES = ("scan", "startup", "throughput", "search", "alignment", "racing", "workers")
 
 
 def main(names: list[str]) -> None:

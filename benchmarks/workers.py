@@ -1,12 +1,14 @@
-"""Many workers on a cluster of several nodes: candidates per second against the ideal.
+"""Many workers: candidates per second against the ideal.
 
-The cluster is real but on one machine; the evaluation sleeps, so that it needs no core. The ideal
-is the number of workers over the time of an evaluation. The rate is taken from the moment at which
-every worker has told a candidate until there is nothing left to ask for.
+The evaluation sleeps, so that it needs no core. The ideal is the number of workers over the time of
+an evaluation. The rate is taken from the moment at which every worker has told a candidate until
+there is nothing left to ask for. With Ray, the workers are on a real cluster of four nodes, but on
+one machine, where each takes half a gigabyte; without, they are bare processes on connections.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -22,12 +24,16 @@ from ray.cluster_utils import Cluster
 from search.journal import JournalFile
 from search.launch import search
 from search.measurement import Measurement
+from search.rundir import RunDirectory
+from search.service import StudyAddress, StudyService
+from search.study import Owner, Study
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune.policy import Policy
 
-TITLE = "Workers on a cluster of four nodes on this machine, evaluations that sleep"
+TITLE = "Workers on this machine, evaluations that sleep"
 NODES = 4
-CASES = ((2, 1.0, 60), (64, 2.0, 1280))
+CASES = (("nsga2", 2, 1.0, 120), ("tpe", 2, 1.0, 120), ("nsga2", 16, 0.5, 960))
+BARE_CASE = ("nsga2", 64, 2.0, 960)
 SPACE = """
 schema: ssmprune.space/1
 model: vim_nano
@@ -68,44 +74,78 @@ def steady_rate(journal: Path, workers: int) -> float:
     return told / (end - begin)
 
 
-def measure(workers: int, seconds: float, trials: int) -> dict[str, Any]:
-    evaluators = SleepingEvaluators("vim_nano", seconds)
+def case(
+    kind: str, sampler: str, workers: int, seconds: float, trials: int, journal: Path
+) -> dict[str, Any]:
+    rate, ideal = steady_rate(journal, workers), workers / seconds
+    return {
+        "workers": workers,
+        "on": kind,
+        "sampler": sampler,
+        "evaluation": f"{seconds:g} s",
+        "candidates": trials,
+        "candidates/s": rate,
+        "of ideal": f"{100 * rate / ideal:.1f} %",
+    }
+
+
+def on_ray(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder) / "space.yaml"
         space.write_text(SPACE)
-        start = time.monotonic()
         search(
             space,
             Path(folder) / "run",
             trials=trials,
             workers=workers,
-            sampler="nsga2",
-            address=ray.get_runtime_context().gcs_address,
-            evaluators=evaluators,
+            sampler=sampler,
+            address="auto",
+            evaluators=SleepingEvaluators("vim_nano", seconds),
             progress=False,
         )
-        took = time.monotonic() - start
-        rate = steady_rate(Path(folder) / "run" / "study.journal", workers)
-    ideal = workers / seconds
-    return {
-        "workers": workers,
-        "evaluation": f"{seconds:g} s",
-        "candidates": trials,
-        "candidates/s": rate,
-        "of ideal": f"{100 * rate / ideal:.1f} %",
-        "whole search": f"{took:.0f} s",
-    }
+        journal = Path(folder) / "run" / "study.journal"
+        return case("Ray, 4 nodes", sampler, workers, seconds, trials, journal)
+
+
+def bare(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory(Path(folder) / "run")
+        run.freeze_space(SPACE)
+        Study.create(run.journal_path, run.space)
+        run.write_info({"call": {"sampler": sampler, "seed": 0}})
+        study = Study(run)
+        study.begin_session("s")
+        forks = multiprocessing.get_context("fork")
+        service = StudyService(study, "127.0.0.1", print)
+        processes = [
+            forks.Process(target=_bare_worker, args=(service.address, number, seconds, trials))
+            for number in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        with service:
+            for process in processes:
+                process.join()
+        return case("connections alone", sampler, workers, seconds, trials, run.journal_path)
+
+
+def _bare_worker(address: StudyAddress, number: int, seconds: float, trials: int) -> None:
+    evaluate = SleepingEvaluators("vim_nano", seconds).open("search", 1)
+    study = address.open(Owner("s", number, str(number)))
+    while (suggestion := study.ask(trials)) is not None:
+        study.tell(suggestion.trial, evaluate(suggestion.policy))
 
 
 def run() -> list[dict[str, Any]]:
-    most = max(workers for workers, _, _ in CASES)
-    cluster = Cluster()
+    rows = [bare(*BARE_CASE)]
+    most = max(workers for _, workers, _, _ in CASES)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster = Cluster()
     try:
         for _ in range(NODES):
             cluster.add_node(num_cpus=most // NODES, object_store_memory=80 * 2**20)
         cluster.connect()
-        return [measure(*case) for case in CASES]
+        return [*rows, *(on_ray(*settings) for settings in CASES)]
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -31,6 +31,7 @@ from ssmprune.errors import RunError
 T = TypeVar("T")
 
 _BACKLOG = 256  # workers that connect at the same moment
+_CLOSING_SECONDS = 2.0
 
 
 class StudyClosed(Exception):
@@ -108,9 +109,10 @@ class StudyService:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._is_open = False
+        self._is_open = False
+        if self._changed.acquire(timeout=_CLOSING_SECONDS):  # unless a call waits for its database
             self._changed.notify_all()
+            self._changed.release()
         with suppress(OSError):  # wakes the thread that accepts
             socket.create_connection(self._listener.address, timeout=1).close()
         self._listener.close()
@@ -143,10 +145,8 @@ class StudyService:
         with self._changed:
             if self.fault:
                 raise self.fault
-            if not self._is_open:
-                raise StudyClosed
             try:
-                return patiently(partial(action, study), mend, self._say)
+                return patiently(partial(self._act, study, action), mend, self._say)
             except RunError as fault:
                 self.fault = fault
             except OSError as fault:
@@ -155,6 +155,11 @@ class StudyService:
                     f"cannot be written: {fault.strerror}; make room, and go on with --resume."
                 )
             raise self.fault
+
+    def _act(self, study: Study, action: Callable[[Study], T]) -> T:
+        if not self._is_open:
+            raise StudyClosed
+        return action(study)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -173,14 +178,18 @@ class StudyService:
             answer_challenge(connection, self.address.key)
             owner = connection.recv()
             study = self._study.owned_by(owner)
-            self.connected += 1
+            self._count_connected(1)
             while True:
                 name, arguments = connection.recv()
                 connection.send(self._answer(study, name, arguments))
         if owner is not None:
-            self.connected -= 1
+            self._count_connected(-1)
             with suppress(RunError, StudyClosed):
                 self.close_lost(lambda other: other == owner)
+
+    def _count_connected(self, more: int) -> None:
+        with self._changed:
+            self.connected += more
 
     def _answer(
         self, study: Study, name: str, arguments: tuple[Any, ...]
