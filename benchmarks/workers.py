@@ -1,9 +1,9 @@
 """Many workers: candidates per second against the ideal.
 
 The evaluation sleeps, so that it needs no core. The ideal is the number of workers over the time of
-an evaluation. The rate is taken from the moment at which every worker has told a candidate until
-there is nothing left to ask for. With Ray, the workers are on a real cluster of four nodes, but on
-one machine, where each takes half a gigabyte; without, they are bare processes on connections.
+an evaluation; starting processes does not count. With Ray, the workers are on a real cluster of
+four nodes, but on one machine, where each takes half a gigabyte; without, they are bare processes
+on connections.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,15 @@ class SleepingEvaluators(SyntheticEvaluators):
 
 
 def steady_rate(journal: Path, workers: int) -> float:
-    """Candidates per second while all workers were at work."""
+    """Candidates per second, summed over the workers from the first to the last that each told."""
     study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFile(journal)))
-    trials = [t for t in study.trials if "measurement" in t.user_attrs]
-    first: dict[str, float] = {}
-    for trial in sorted(trials, key=lambda t: t.datetime_complete):
-        owner = trial.user_attrs["candidate"]["owner"]["process"]
-        first.setdefault(owner, trial.datetime_complete.timestamp())
-    assert len(first) == workers
-    begin = max(first.values())
-    end = max(trial.datetime_start.timestamp() for trial in trials)
-    told = sum(begin < trial.datetime_complete.timestamp() <= end for trial in trials)
-    return told / (end - begin)
+    told = defaultdict[str, list[float]](list)
+    for trial in study.trials:
+        if "measurement" in trial.user_attrs:
+            process = trial.user_attrs["candidate"]["owner"]["process"]
+            told[process].append(trial.datetime_complete.timestamp())
+    assert len(told) == workers
+    return sum((len(times) - 1) / (max(times) - min(times)) for times in told.values())
 
 
 def case(
