@@ -30,7 +30,7 @@ from ssmprune.measure.accuracy import wilson_interval
 from ssmprune.policy import Policy
 
 TITLE = "Searches replayed on 2,589 measured policies, medians of 20 seeds"
-SAMPLERS = ("random", "nsga2", "tpe", "auto")
+SAMPLERS = ("random", "nsga2", "tpe", "local", "auto")
 SEEDS = range(20)
 CANDIDATES = 150
 MARGIN = 0.99

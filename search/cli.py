@@ -123,7 +123,9 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     sampler: Annotated[
         str | None,
-        typer.Option(help="auto, nsga2, tpe, random, qmc or gp.", show_default="tpe, or the run's"),
+        typer.Option(
+            help="auto, tpe, nsga2, local, random, qmc or gp.", show_default="tpe, or the run's"
+        ),
     ] = None,
     seed: Annotated[
         int | None,

@@ -16,7 +16,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-ARMS = ("tpe", "nsga2", "random")
+ARMS = ("tpe", "local", "nsga2")
 WINDOW = 60
 EXPLORED = 0.15
 

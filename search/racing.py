@@ -22,7 +22,7 @@ import base64
 import math
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,12 +134,21 @@ class Race:
             self.is_lost = sign_test(losses, wins) <= FALSE_STOPS / len(LOOKS)
         return self.is_lost
 
+    def told(self, measurement: Measurement) -> Measurement:
+        """What the sampler is told: a candidate that stops is never above its rival in top1.
+
+        So no estimate from a few images takes the place of a full evaluation on the front that
+        samplers see.
+        """
+        if not self.is_lost or self.rival is None:
+            return measurement
+        return replace(measurement, top1=min(measurement.top1, self.rival.search.top1))
+
 
 def sign_test(losses: int, wins: int) -> float:
     """The chance of at least so many losses among `losses + wins` fair coins."""
     coins = losses + wins
-    chance: float = sum(math.comb(coins, heads) for heads in range(wins + 1)) / 2**coins
-    return chance
+    return sum(math.comb(coins, heads) for heads in range(wins + 1)) / (1 << coins)
 
 
 def pack(correct: Bits) -> str:

@@ -1,4 +1,4 @@
-"""Optuna's samplers by name, made anew for each proposal.
+"""Optuna's samplers by name and one of our own, made anew for each proposal.
 
 What a sampler has learnt is in the study, and its randomness follows from the seed and the number
 of the proposal. So a search that was ended and resumed goes on as if it had not been.
@@ -7,12 +7,18 @@ of the proposal. So a search that was ended and resumed goes on as if it had not
 from __future__ import annotations
 
 import hashlib
+import random
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from optuna import Study
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -26,7 +32,7 @@ from optuna.trial import FrozenTrial
 
 from ssmprune.errors import UsageError, unknown_name
 
-SAMPLERS = ("auto", "gp", "nsga2", "qmc", "random", "tpe")
+SAMPLERS = ("auto", "gp", "local", "nsga2", "qmc", "random", "tpe")
 """What a search can be told to use; `auto` is `search.portfolio`, which picks one of the others."""
 
 Distributions = Mapping[str, BaseDistribution]
@@ -56,6 +62,46 @@ class _Tpe(_KnownSpace, TPESampler): ...
 class _Gp(_KnownSpace, GPSampler): ...
 
 
+class LocalSampler(RandomSampler):
+    """Proposes neighbours of the front: a member drawn at random with a few parameters moved.
+
+    One parameter moves, and each further one with a chance of one in their number: a number by
+    one or two steps of its grid, a choice to any other. Without a front all are random.
+    """
+
+    def __init__(self, distributions: Distributions, seed: int):
+        super().__init__(seed=seed)
+        self._distributions, self._dice = dict(distributions), random.Random(seed)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        front = [t.params for t in study.best_trials if t.params.keys() == search_space.keys()]
+        if not front:
+            return {}
+        params, names = dict(self._dice.choice(front)), list(search_space)
+        first = self._dice.choice(names)
+        for name in names:
+            if name == first or self._dice.random() < 1 / len(names):
+                params[name] = self._move(params[name], search_space[name])
+        return params
+
+    def _move(self, value: Any, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            others = [choice for choice in distribution.choices if choice != value]
+            return self._dice.choice(others or [value])
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        step = distribution.step or 0
+        moved = value + self._dice.choice((-2, -1, 1, 2)) * step
+        moved = min(max(moved, distribution.low), distribution.high)
+        return type(value)(moved) if isinstance(value, int) else round(moved, 9)
+
+
 def make_sampler(name: str, seed: int, proposal: int, distributions: Distributions) -> BaseSampler:
     """The sampler for one proposal.
 
@@ -76,6 +122,8 @@ def make_sampler(name: str, seed: int, proposal: int, distributions: Distributio
             return _Nsga2(distributions, population_size=_POPULATION, seed=own_seed)
         if name == "tpe":
             return _Tpe(distributions, multivariate=True, constant_liar=True, seed=own_seed)
+        if name == "local":
+            return LocalSampler(distributions, own_seed)
         if name == "random":
             return RandomSampler(seed=own_seed)
         if name == "gp":

@@ -272,7 +272,8 @@ class Study:
         Returns:
             False when the trial was finished already, by whomever; then nothing is changed.
         """
-        values = [measurement.value(objective) for objective in self.space.objectives]
+        told = measurement if race is None else race.told(measurement)
+        values = [told.value(objective) for objective in self.space.objectives]
         for objective, value in zip(self.space.objectives, values, strict=True):
             if not math.isfinite(value):
                 return self.fail(trial, f"{objective} must be finite, got {value}")

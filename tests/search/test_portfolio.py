@@ -41,8 +41,8 @@ def test_proposal_that_does_not_count_earns_nothing() -> None:
 
 
 def shares(arms: list[str | None], losses: np.ndarray) -> dict[str, float]:
-    chosen = Counter(choose(arms, losses, 0, proposal) for proposal in range(2000))
-    return {arm: chosen[arm] / 2000 for arm in ARMS}
+    chosen = Counter(choose(arms, losses, 0, proposal) for proposal in range(400))
+    return {arm: chosen[arm] / 400 for arm in ARMS}
 
 
 def test_arm_that_earned_everything_gets_all_but_the_explored_share() -> None:
@@ -53,15 +53,15 @@ def test_arm_that_earned_everything_gets_all_but_the_explored_share() -> None:
         ARMS[0] if n % 2 == 0 else ARMS[1 + n // 2 % 2] for n in range(WINDOW)
     ]
     found = shares(arms, losses)
-    assert found[ARMS[0]] == pytest.approx(1 - EXPLORED * (1 - 1 / len(ARMS)), abs=0.03)
+    assert found[ARMS[0]] == pytest.approx(1 - EXPLORED * (1 - 1 / len(ARMS)), abs=0.04)
     for arm in ARMS[1:]:
-        assert found[arm] == pytest.approx(EXPLORED / len(ARMS), abs=0.02)
+        assert found[arm] == pytest.approx(EXPLORED / len(ARMS), abs=0.03)
 
 
 @pytest.mark.parametrize("arms", [[], [None], ["tpe"]])
 def test_arms_are_equal_before_any_has_earned_more(arms: list[str | None]) -> None:
     found = shares(arms, np.ones((len(arms), 2)))
-    assert all(share == pytest.approx(1 / len(ARMS), abs=0.04) for share in found.values())
+    assert all(share == pytest.approx(1 / len(ARMS), abs=0.06) for share in found.values())
 
 
 def test_choice_follows_from_history_seed_and_proposal() -> None:

@@ -117,6 +117,17 @@ def test_rungs_are_shares_of_the_images_rounded_up() -> None:
     assert Race().rungs(3) == (1, 2, 3)
 
 
+@pytest.mark.parametrize(("seen", "told"), [(90.0, 50.0), (30.0, 30.0)])
+def test_sampler_is_told_no_more_of_a_stopped_candidate_than_of_its_rival(
+    seen: float, told: float
+) -> None:
+    race = Race(rival(np.ones(100, bool), top1=50.0))
+    figures = replace(FIGURES, top1=seen)
+    assert race.told(figures) == figures
+    race.show(np.zeros(20, bool))
+    assert race.told(figures) == replace(figures, top1=told)
+
+
 @st.composite
 def rivals(draw: st.DrawFn) -> list[Rival]:
     figures = st.tuples(

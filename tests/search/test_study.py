@@ -419,3 +419,20 @@ def test_warm_policies_come_after_the_schedules(make_run: MakeRun) -> None:
     done = run_to(worker(run), SCHEDULES + 1)
     assert done[-1].policy == policy
     assert candidates(run.path)[-1].source == "warm:other@3"
+
+
+def test_local_sampler_moves_few_parameters_of_the_front(make_run: MakeRun) -> None:
+    run = make_run(sampler="local", scorer=["l1", "l2", "sum"])
+    driver = begin(run)
+    done = run_to(worker(run), 60)
+    proposed = [run.space.params(s.policy) for s in done]
+    grid = 0.05
+    near = 0
+    for number, params in enumerate(proposed[SCHEDULES:], SCHEDULES):
+        steps = [
+            [round(abs(params[key] - other[key]) / grid) for key in params if key != "scorer"]
+            for other in proposed[:number]
+        ]
+        near += any(max(distance) <= 2 for distance in steps)
+    assert near == len(proposed) - SCHEDULES
+    assert driver.counts().evaluated == 60
