@@ -25,6 +25,7 @@ from ray.cluster_utils import Cluster
 from search.journal import JournalFile
 from search.launch import search
 from search.measurement import Measurement
+from search.racing import Race
 from search.rundir import RunDirectory
 from search.service import StudyAddress, StudyService
 from search.study import Owner, Study
@@ -52,7 +53,7 @@ class SleepingEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free = SyntheticEvaluator(self.model, split)
 
-        def evaluate(policy: Policy) -> Measurement:
+        def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             if policy.stages and split == "search":
                 time.sleep(self.seconds)
             return free(policy)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from search.evaluator import Evaluators
 from search.measurement import Measurement
+from search.racing import Race
 from ssmprune.policy import Policy
 
 
@@ -26,7 +25,7 @@ class Sparing:
         self._arguments = split, threads, dense
         self._evaluate = evaluators.open(*self._arguments)
 
-    def __call__(self, policy: Policy, *others: Any) -> Measurement:
+    def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
         """Measure a policy; arguments as for the evaluator behind this one.
 
         Raises:
@@ -34,7 +33,7 @@ class Sparing:
         """
         while True:
             try:
-                return self._evaluate(policy, *others)
+                return self._evaluate(policy, race)
             except torch.OutOfMemoryError:
                 smaller = self._evaluators.with_half_batch()
                 if smaller is None:

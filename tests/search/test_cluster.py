@@ -21,6 +21,7 @@ import pytest
 
 from search.front import pruning_key
 from search.measurement import Measurement
+from search.racing import Race
 from search.rundir import RunDirectory
 from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
@@ -109,7 +110,7 @@ class SlowEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free = SyntheticEvaluator(self.model, split)
 
-        def evaluate(policy: Policy) -> Measurement:
+        def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             if policy.stages and split == "search":
                 time.sleep(self.seconds)
                 host = ray.util.get_node_ip_address()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -71,6 +72,24 @@ def candidates(draw: st.DrawFn, max_size: int = 9) -> list[Candidate]:
             draw(st.lists(figures, max_size=max_size))
         )
     ]
+
+
+@st.composite
+def on_grid(draw: st.DrawFn) -> list[Candidate]:
+    """Candidates without spread, ten steps from the ideal to `WORST` in each objective.
+
+    Some are beyond it; duplicates are common, and so is an objective in which all are equal.
+    """
+    values = st.lists(st.integers(0, 12), min_size=1, max_size=4, unique=True)
+    axes = [st.sampled_from(draw(values)) for _ in ALL]
+    return [
+        candidate(trial, 100.0 - top1, 100 * flops, ratio / 10)
+        for trial, (top1, flops, ratio) in enumerate(draw(st.lists(st.tuples(*axes), max_size=8)))
+    ]
+
+
+WORST: dict[Objective, float] = {"top1": 90, "flops": 1000, "latency_ms": 20}
+SETS: tuple[tuple[Objective, ...], ...] = (ALL, EXACT, ("flops", "latency_ms"), ("top1",))
 
 
 def excludes(a: Candidate, b: Candidate) -> bool:
@@ -150,6 +169,32 @@ def test_front_without_spread_is_the_plain_pareto_front(found: list[Candidate]) 
             if values[i] not in values[:i] and not any(dominates(v, values[i]) for v in values)
         ]
         assert set(trials(front(exact, objectives))) == set(trials(expected))
+
+
+@given(on_grid(), st.data())
+def test_front_has_the_same_figures_in_any_order_and_with_any_duplicates(
+    found: list[Candidate], data: st.DataObject
+) -> None:
+    more = data.draw(st.permutations(found + found[: len(found) // 2]))
+    for objectives in SETS:
+        figures = {tuple(loss(c, o) for o in objectives) for c in front(found, objectives)}
+        assert {tuple(loss(c, o) for o in objectives) for c in front(more, objectives)} == figures
+        assert len(front(more, objectives)) == len(figures)
+
+
+@given(on_grid(), st.data())
+def test_figure_that_is_no_number_is_refused_wherever_it_stands(
+    found: list[Candidate], data: st.DataObject
+) -> None:
+    objectives = data.draw(st.sampled_from(SETS))
+    field = data.draw(st.sampled_from([o for o in objectives if o != "flops"]))
+    unmeasured = candidate(800, 95, 500)
+    unmeasured = replace(unmeasured, search=replace(unmeasured.search, **{field: math.nan}))
+    found.insert(data.draw(st.integers(0, len(found))), unmeasured)
+    with pytest.raises(ValueError, match=f"NaN as {field} of trial 800"):
+        front(found, objectives)
+    with pytest.raises(ValueError, match=f"NaN as {field} of trial 800"):
+        hypervolume(found, objectives, WORST)
 
 
 def without_spread(figures: Measurement) -> Measurement:
@@ -250,6 +295,31 @@ def test_hypervolume_ignores_what_is_worse_than_the_reference_and_nothing_is_zer
     reference: dict[Objective, float] = {"top1": 50, "flops": 1000}
     assert hypervolume([], EXACT, reference) == 0
     assert hypervolume([candidate(1, 40, 100), candidate(2, 99, 1100)], EXACT, reference) == 0
+
+
+@given(on_grid(), st.randoms())
+def test_hypervolume_is_the_share_of_cells_that_any_candidate_dominates(
+    found: list[Candidate], order: random.Random
+) -> None:
+    cells = np.indices((10, 10, 10))  # of the box from the ideal to WORST, by their best corner
+    dominated = np.zeros((10, 10, 10), bool)
+    for c in found:
+        steps = (100 - c.search.top1, c.search.flops / 100, 10 * c.search.latency_ratio)
+        dominated |= np.all([axis >= round(n) for axis, n in zip(cells, steps, strict=True)], 0)
+    order.shuffle(found)
+    assert hypervolume(found, ALL, WORST) == pytest.approx(dominated.mean(), abs=1e-12)
+
+
+@given(on_grid())
+def test_hypervolume_of_two_objectives_is_the_area_under_the_staircase(
+    found: list[Candidate],
+) -> None:
+    lowest = [
+        min((100 - c.search.top1 for c in found if c.search.flops <= 100 * step), default=10)
+        for step in range(10)
+    ]
+    area = sum(max(0.0, 10 - loss) for loss in lowest) / 100
+    assert hypervolume(found, EXACT, WORST) == pytest.approx(area, abs=1e-12)
 
 
 @given(candidates())

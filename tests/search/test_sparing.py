@@ -11,6 +11,7 @@ import torch
 
 from search.evaluator import ModelEvaluators
 from search.measurement import Measurement
+from search.racing import Race
 from search.sparing import Sparing
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune import Policy
@@ -29,7 +30,7 @@ class HungryEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free = SyntheticEvaluator(self.model, split)
 
-        def evaluate(policy: Policy) -> Measurement:
+        def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             if self.batch_size * (1 if policy.stages else 2) > self.room:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return replace(free(policy), images=self.batch_size)
