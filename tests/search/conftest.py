@@ -1,9 +1,16 @@
-"""Candidates and a finished run, at no cost."""
+"""Candidates and a finished run, at no cost; a database server."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,3 +147,67 @@ def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(_finished_run: Path, tmp_path: Path) -> Path:
     """A run of 30 candidates on the synthetic problem, with known schedules; the test's own."""
     return Path(shutil.copytree(_finished_run, tmp_path / "runs" / "synthetic"))
+
+
+class Postgres:
+    """A PostgreSQL server of its own, with a password."""
+
+    password = "s3cret"
+
+    def __init__(self, programs: Path, folder: Path, port: int):
+        self._programs, self._folder, self._port = programs, folder, port
+        self.url = f"postgresql+psycopg://postgres:{self.password}@127.0.0.1:{port}/postgres"
+        (folder / "password").write_text(self.password)
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            for path in (folder, folder / "password"):
+                shutil.chown(path, "nobody", "nogroup")
+        self._call("initdb", "-U", "postgres", "-A", "md5", f"--pwfile={folder}/password")
+        self.start()
+
+    def start(self) -> None:
+        options = f"-p {self._port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._call("pg_ctl", "-w", "-l", f"{self._folder}/log", "-o", options, "start")
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def restart(self) -> None:
+        """Kill the server and all its processes, and start it again."""
+        lock = self._folder / "data" / "postmaster.pid"
+        server = lock.read_text().split()[0]
+        children = subprocess.run(["pgrep", "-P", server], capture_output=True, text=True)
+        processes = [int(pid) for pid in (server, *children.stdout.split())]
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        while any(_is_running(pid) for pid in processes):
+            time.sleep(0.01)
+        self.start()
+
+    def _call(self, program: str, *arguments: str) -> None:
+        user = []
+        if os.geteuid() == 0:
+            user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        call = [*user, str(self._programs / program), "-D", f"{self._folder}/data", *arguments]
+        subprocess.run(call, check=True, cwd=self._folder, stdout=subprocess.DEVNULL)
+
+
+def _is_running(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    pytest.importorskip("psycopg", reason="no psycopg: pip install ssmprune[postgresql]")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found and shutil.which("initdb") is None:
+        pytest.skip("no PostgreSQL server: apt-get install postgresql")
+    programs = found[-1] if found else Path(str(shutil.which("initdb")))
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        server = Postgres(programs.parent, Path(folder), port)
+        yield server
+        server.stop()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator
 from ssmprune.errors import RunError
 
-RUNS = int(os.environ.get("SSMPRUNE_SOAK", "3"))
+RUNS = int(os.environ.get("SSMPRUNE_SOAK", "6"))
 TRIALS = 400
 DEADLINE = 200.0
 SPACE = """
@@ -35,16 +36,16 @@ SEARCH = (
     "import sys; from search.launch import search;"
     "from search.synthetic import SyntheticEvaluators as S;"
     "result = search(*sys.argv[1:3], trials=int(sys.argv[3]), sampler='nsga2', progress=False,"
-    " evaluators=S('vim_nano'), resume='resume' in sys.argv);"
+    " evaluators=S('vim_nano'), resume='resume' in sys.argv, storage=sys.argv[4]);"
     "sys.exit(130 if result.interrupted else 0)"
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def start(space: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+def start(space: Path, run_dir: Path, storage: str) -> subprocess.Popen[bytes]:
     resume = ["resume"] if (run_dir / "run.json").exists() else []
-    call = [sys.executable, "-c", SEARCH, str(space), str(run_dir), str(TRIALS), *resume]
+    call = [sys.executable, "-c", SEARCH, str(space), str(run_dir), str(TRIALS), storage, *resume]
     return subprocess.Popen(call)
 
 
@@ -110,16 +111,34 @@ def tear_journal(process: subprocess.Popen[bytes], moment: random.Random) -> Non
             file.write(b'{"op_code":5,"worker_id":"x'[: moment.randrange(1, 27)])
 
 
-KILLS = (kill_worker, kill_driver, tear_journal, kill_node, interrupt_twice)
+KILLS = {
+    "worker": kill_worker,
+    "driver": kill_driver,
+    "write": tear_journal,
+    "node": kill_node,
+    "interrupt": interrupt_twice,
+    "storage": None,
+}
+CASES = [(list(KILLS)[seed % len(KILLS)], seed) for seed in range(RUNS)]
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
-def test_killed_search_is_whole_in_the_end(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("killed", "seed"), CASES)
+def test_killed_search_is_whole_in_the_end(
+    tmp_path: Path,
+    killed: str,
+    seed: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     moment = random.Random(seed)
-    kill = KILLS[seed % len(KILLS)]
+    storage, kill = "journal", KILLS[killed]
+    if kill is None:
+        server: Any = request.getfixturevalue("postgres")
+        monkeypatch.setenv("PGPASSWORD", server.password)
+        storage, kill = server.url, lambda *_: server.restart()
     space, run_dir = tmp_path / "space.yaml", tmp_path / "run"
     space.write_text(SPACE)
-    process = start(space, run_dir)
+    process = start(space, run_dir, storage)
     reached = moment.randrange(1, TRIALS // 2)
     try:
         wait_for(lambda: evaluated(run_dir) >= reached, process)
@@ -128,7 +147,7 @@ def test_killed_search_is_whole_in_the_end(tmp_path: Path, seed: int) -> None:
         process.wait(DEADLINE)
     finally:
         end(process)
-    resumed = start(space, run_dir)
+    resumed = start(space, run_dir, storage)
     try:
         assert resumed.wait(DEADLINE) == 0
     finally:

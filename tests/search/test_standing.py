@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard"
 
 STANDING = Standing(
     trials=300,
-    counts=Counts(evaluated=118, failed=2, running=2, duplicate=7, lost=1),
+    counts=Counts(evaluated=113, stopped=5, failed=2, running=2, duplicate=7, lost=1),
     workers=2,
     workers_wanted=8,
     per_second=1.5,
@@ -79,8 +79,8 @@ def test_piped_progress_is_a_line_in_ten_seconds(
     assert (
         lines
         == [
-            "search: candidates 120/300, per second 1.50, workers 2/8, running 2, duplicates 7, "
-            "failed 2, lost and queued again 1, on the front 11, hypervolume 0.6123, "
+            "search: candidates 120/300, per second 1.50, workers 2/8, running 2, stopped early 5, "
+            "cached 7, failed 2, lost and queued again 1, on the front 11, hypervolume 0.6123, "
             "best top-1 by FLOPs 88.1 at 50 %; 92.0 at 70 %, time left 2 min"
         ]
         * 2
