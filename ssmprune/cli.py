@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ssmprune.data import SPLITS, open_images
 from ssmprune.devices import find_device
-from ssmprune.errors import UsageError, unknown_name
+from ssmprune.errors import Faults, UsageError, unknown_name
 from ssmprune.measure.accuracy import evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import Latency
@@ -27,7 +27,7 @@ from ssmprune.models.zoo import find_config, model_names
 from ssmprune.output import print_json, show
 from ssmprune.policy import shipped_policies
 from ssmprune.scan import available_backends
-from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainSettings
+from ssmprune.training import TrainSettings, load_recipe, shipped_recipes
 from ssmprune.training import train as run_training
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -135,34 +135,91 @@ def train(
         str | None,
         typer.Option(help="Weights to fine-tune: a file, or [bold]shipped[/] for the model's own."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A recipe file, or a shipped one: {', '.join(shipped_recipes())}.",
+            show_default="scratch, or with --init fine_tune",
+        ),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Batches to train on.", show_default="2600 or 260")
+        int | None, typer.Option(min=1, help="Batches to train on.", show_default="the recipe's")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the images, in place of --steps.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate.", show_default="3e-3 or 5e-4")
+        float | None, typer.Option(help="Highest learning rate.", show_default="the recipe's")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per step, of all workers.", show_default="the recipe's"),
+    ] = None,
+    distill: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT",
+            help="Learn from the dense model with the --init weights, to this share of the loss.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of weights and batches.", show_default="the recipe's"),
+    ] = None,
     device: Device = "cpu",
     bf16: Bf16 = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share each batch, through Ray Train.")
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each worker.", show_default="1 with --device cuda"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster.", show_default="this machine")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Trains a model, or fine-tunes it with --init; dense, or under a policy.
 
-    Defaults are for training from scratch, or with --init for fine-tuning.
+    An interrupted run goes on when the same call is given again.
 
     Example: [bold]ssmprune train --model vim_nano --data digits --policy policy.yaml
-    --init shipped --out runs/finetuned[/]
+    --init shipped --distill 0.5 --out runs/finetuned[/]
     """
-    settings = _settings(init is not None, steps, lr, batch_size, seed, bf16)
+    given = {
+        "steps": steps,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "distill": distill,
+        "seed": seed,
+        "amp": bf16 or None,
+    }
+    faults = Faults()
+    settings: TrainSettings | None = None
+    with faults.gathered():
+        settings = load_recipe(recipe or ("fine_tune" if init else "scratch"))
+        settings = settings.changed(**{k: v for k, v in given.items() if v is not None})
+    weights: Path | None = None
+    with faults.gathered():
+        weights = _checkpoint(init, model) if init else None
+    place = torch.device("cpu")
+    with faults.gathered():
+        place = torch.device(device) if address else find_device(device)
+    faults.tell()
     result = run_training(
         model,
         data,
         out,
         settings,
         policy=policy,
-        init=init and _checkpoint(init, model),
-        device=find_device(device),
+        init=weights,
+        device=place,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        address=address,
         command=shlex.join(["ssmprune", *sys.argv[1:]]),
     )
     if as_json:
@@ -178,28 +235,6 @@ def train(
         f"{accuracy.top1:.2f} % top-1 on the holdout "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}, {accuracy.images:,} images)",
         f"weights: {result.checkpoint}",
-    )
-
-
-def _settings(
-    fine_tuning: bool,
-    steps: int | None,
-    lr: float | None,
-    batch_size: int,
-    seed: int,
-    bf16: bool,
-) -> TrainSettings:
-    """The defaults with what was given in their place; the warm-up is the same share of steps."""
-    base = FINE_TUNING if fine_tuning else FROM_SCRATCH
-    steps = steps or base.steps
-    return replace(
-        base,
-        steps=steps,
-        warmup_steps=round(base.warmup_steps * steps / base.steps),
-        lr=base.lr if lr is None else lr,
-        batch_size=batch_size,
-        seed=seed,
-        amp=bf16,
     )
 
 

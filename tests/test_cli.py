@@ -19,7 +19,7 @@ from search.cli import LIBRARY_COMMANDS, app
 from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.scan.mamba_ssm import scan_failure
-from ssmprune.training import FINE_TUNING, FROM_SCRATCH, TrainResult
+from ssmprune.training import TrainResult, load_recipe
 
 POLICY = """\
 schema: ssmprune.policy/1
@@ -188,18 +188,21 @@ def test_train_from_scratch_and_fine_tuning_have_their_own_defaults(
 ) -> None:
     assert json_of(*TRAIN, tmp_path / "a")["top1"] == 90.0
     assert call(*TRAIN, tmp_path / "b", "--init", weights).exit_code == 0
-    assert [c["settings"] for c in trained] == [FROM_SCRATCH, FINE_TUNING]
+    recipes = [load_recipe("scratch"), load_recipe("fine_tune")]
+    assert [c["settings"] for c in trained] == recipes
     assert [c["init"] for c in trained] == [None, weights]
 
 
-def test_train_scales_the_warm_up_with_the_steps(
-    trained: list[dict[str, Any]], tmp_path: Path
+def test_train_takes_a_recipe_and_what_is_given_in_its_place(
+    trained: list[dict[str, Any]], tmp_path: Path, weights: Path
 ) -> None:
     given = ("--steps", 1300, "--lr", 0.01, "--batch-size", 8, "--seed", 3, "--bf16")
-    assert call(*TRAIN, tmp_path, *given).exit_code == 0
-    settings = trained[0]["settings"]
-    assert (settings.steps, settings.warmup_steps) == (1300, 75)
-    assert (settings.lr, settings.batch_size, settings.seed, settings.amp) == (0.01, 8, 3, True)
+    more = ("--recipe", "rmeeto", "--init", weights, "--distill", 0.7, "--workers", 4)
+    assert call(*TRAIN, tmp_path, *given, *more).exit_code == 0
+    [made] = trained
+    changes = {"steps": 1300, "lr": 0.01, "batch_size": 8, "seed": 3, "amp": True, "distill": 0.7}
+    assert made["settings"] == load_recipe("rmeeto").changed(**changes)
+    assert (made["workers"], made["address"], made["gpus_per_worker"]) == (4, None, None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -237,7 +240,12 @@ def refuses(result: Any, status: int, *parts: str) -> None:
         (("eval", "--model", "vim_tiny_patch16_224", "--data", "digits"), ("none ship with it",)),
         ((*TRAIN, "nowhere", "--steps", "0"), ("--steps",)),
         ((*TRAIN, "nowhere", "--steps", "many"), ("--steps",)),
-        ((*TRAIN, "nowhere", "--lr", "-1"), ("lr must be a number above 0, got -1",)),
+        ((*TRAIN, "nowhere", "--lr", "-1"), ("lr must be greater than 0, got -1",)),
+        ((*TRAIN, "nowhere", "--recipe", "top_vin"), ("did you mean top_vim",)),
+        (
+            (*TRAIN, "nowhere", "--distill", "3", "--device", "tpu", "--init", "x"),
+            ("distill must be less than or equal to 1, got 3", "a device must be there"),
+        ),
     ],
 )
 def test_a_wrong_call_ends_with_status_2(

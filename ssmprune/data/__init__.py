@@ -7,7 +7,16 @@ from pathlib import Path
 from ssmprune.data.base import SPLITS, Batch, ImageSet, Loader, TrainingStream
 from ssmprune.errors import DataError, UsageError, unknown_name
 
-__all__ = ["SPLITS", "Batch", "ImageSet", "Loader", "TrainingStream", "open_images", "open_stream"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "ImageSet",
+    "Loader",
+    "TrainingStream",
+    "check_images",
+    "open_images",
+    "open_stream",
+]
 
 
 def open_images(
@@ -69,6 +78,8 @@ def open_stream(
     batch_size: int,
     seed: int = 0,
     curriculum_steps: int = 0,
+    augment: str | None = None,
+    erase: float = 0.0,
 ) -> TrainingStream:
     """Open the training images of a data set as an endless stream of batches.
 
@@ -79,6 +90,8 @@ def open_stream(
         batch_size: Images per batch.
         seed: The batch of a step depends on the seed and the step alone.
         curriculum_steps: Steps over which composed images grow to their full difficulty.
+        augment: For folders, timm's `auto_augment`; composed images vary by themselves.
+        erase: For folders, the chance of random erasing.
 
     Raises:
         UsageError: The data set is unknown, or an argument does not fit it.
@@ -100,7 +113,21 @@ def open_stream(
         image_size=images.check_shape(image_size, channels),
         batch_size=batch_size,
         seed=seed,
+        augment=augment,
+        erase=erase,
     )
+
+
+def check_images(name: str) -> None:
+    """Open every image of a data set once, so that all that are unreadable are told at once.
+
+    Raises:
+        DataError: Some are not readable.
+    """
+    if name != "digits":
+        from ssmprune.data import images
+
+        images.check_folder(_folder(name))
 
 
 def _folder(name: str) -> Path:

@@ -33,9 +33,19 @@ class TrainingStream(Protocol):
 
     classes: tuple[str, ...]
     fingerprint: str
+    images: int
+    """Images in an epoch."""
+    curriculum_steps: int
+    """Steps over which composed images grow to their full difficulty; nothing to other images."""
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yield the batch of step `start`, then of the steps after it."""
+    def batches(self, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Yield the batch of step `start`, then of the steps after it.
+
+        Args:
+            start: The first step.
+            part: Which of `parts` equal shares of each batch to yield.
+            parts: A divisor of the batch size.
+        """
         ...
 
 

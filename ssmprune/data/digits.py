@@ -124,6 +124,8 @@ def open_digits(split: str, *, batch_size: int, limit: int | None, seed: int) ->
 class DigitStream:
     """Endless training images, composed on the fly from the training sources.
 
+    An epoch counts as many images of each source as an evaluation set has.
+
     Args:
         batch_size: Images per batch.
         seed: The batch of a step depends on the seed and the step alone.
@@ -137,6 +139,7 @@ class DigitStream:
         self.seed = seed
         self.curriculum_steps = curriculum_steps
         self._pixels, self._labels = sources("train")
+        self.images = IMAGES_PER_SOURCE * len(self._pixels)
         self.fingerprint = fingerprint(
             {"recipe": _RECIPE, "split": "train", "stream": True}, self._pixels.tobytes()
         )
@@ -152,10 +155,13 @@ class DigitStream:
         images = _compose(self._pixels, targets, scenery, self.difficulty(step))
         return torch.from_numpy(images), torch.from_numpy(self._labels[targets])
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yield the batch of step `start`, then of the steps after it."""
+    def batches(self, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Yield the batch of step `start`, then of the steps after it; or a share of each."""
+        size = self.batch_size // parts
+        share = slice(part * size, (part + 1) * size)
         while True:
-            yield self.batch(start)
+            images, labels = self.batch(start)
+            yield images[share], labels[share]
             start += 1
 
 

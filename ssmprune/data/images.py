@@ -37,6 +37,7 @@ CROP_SHARE = 0.875
 
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GIVEN_SPLITS = ("train", "val", "search", "holdout")
+_MOST_NAMED = 10
 _WORKERS = min(8, os.cpu_count() or 1)
 
 Transform = Callable[[Image.Image], Tensor]
@@ -155,29 +156,43 @@ class FolderStream:
         image_size: Height and width in pixels.
         batch_size: Images per batch.
         seed: The batch of a step depends on the seed and the step alone.
+        augment: timm's `auto_augment`, such as `rand-m9-mstd0.5-inc1`.
+        erase: Chance of random erasing.
 
     Raises:
         DataError: There are no training images, or, on iteration, one that is not readable.
     """
 
     def __init__(
-        self, root: Path, *, image_size: tuple[int, int], batch_size: int, seed: int = 0
+        self,
+        root: Path,
+        *,
+        image_size: tuple[int, int],
+        batch_size: int,
+        seed: int = 0,
+        augment: str | None = None,
+        erase: float = 0.0,
     ) -> None:
         listing = list_split(root, "train")
-        transform = create_transform(
-            (CHANNELS, *image_size), is_training=True, interpolation="bicubic"
-        )
+        transform = _training_transform(image_size, augment, erase)
         self.classes = listing.classes
+        self.images = len(listing.paths)
+        self.curriculum_steps = 0
         self.fingerprint = listing.fingerprint(image_size=image_size, stream=True)
         self._batch_size = batch_size
         self._samples = _Samples(listing, transform, seed)
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yield the batch of step `start`, then of the steps after it."""
+    def batches(self, start: int = 0, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Yield the batch of step `start`, then of the steps after it; or a share of each."""
+        size = self._batch_size // parts
         loader = DataLoader(
             self._samples,
-            batch_size=self._batch_size,
-            sampler=itertools.count(start * self._batch_size),
+            batch_size=size,
+            sampler=(
+                step * self._batch_size + part * size + place
+                for step in itertools.count(start)
+                for place in range(size)
+            ),
             num_workers=_WORKERS,
             collate_fn=_collate,
         )
@@ -185,6 +200,31 @@ class FolderStream:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+
+
+def _training_transform(
+    image_size: tuple[int, int], augment: str | None, erase: float
+) -> Transform:
+    """timm's transform for training.
+
+    Raises:
+        UsageError: timm does not know the augmentation.
+    """
+    try:
+        transform: Transform = create_transform(
+            (CHANNELS, *image_size),
+            is_training=True,
+            interpolation="bicubic",
+            auto_augment=augment,
+            re_prob=erase,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError, KeyError, IndexError) as fault:
+        raise UsageError(
+            f"augment must be one of timm's auto_augment strings, got {augment!r} ({fault}); "
+            "such are rand-m9-mstd0.5-inc1 and original."
+        ) from None
+    return transform
 
 
 class _Samples(Dataset[tuple[Tensor, int] | DataError]):
@@ -223,6 +263,39 @@ def _collate(samples: list[tuple[Tensor, int] | DataError]) -> Batch | DataError
         good.append(sample)
     images, labels = zip(*good, strict=True)
     return torch.stack(images), torch.tensor(labels)
+
+
+def check_folder(root: Path) -> None:
+    """Open every image file beneath `root`, so that all that are unreadable are told at once.
+
+    Headers are read, and PNG files whole; a damage beyond that shows when the image is used.
+
+    Raises:
+        DataError: Some are not readable.
+    """
+    paths = [
+        os.path.join(folder, file)
+        for folder, _, files in sorted(os.walk(root, followlinks=True))
+        for file in sorted(files)
+        if file.lower().endswith(_EXTENSIONS)
+    ]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        bad = [path for path, good in zip(paths, pool.map(_opens, paths), strict=True) if not good]
+    if bad:
+        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+        raise DataError(
+            f"every image must be readable, but {len(bad)} of {len(paths)} are not; remove or "
+            f"restore {', '.join(bad[:_MOST_NAMED])}{more}."
+        )
+
+
+def _opens(path: str) -> bool:
+    try:
+        with Image.open(path) as file:
+            file.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -1,6 +1,6 @@
 """Training and fine-tuning, dense or with a policy."""
 
-from ssmprune.training.loop import TrainResult, train
-from ssmprune.training.settings import FINE_TUNING, FROM_SCRATCH, TrainSettings
+from ssmprune.training.launch import TrainResult, train
+from ssmprune.training.settings import TrainSettings, load_recipe, shipped_recipes
 
-__all__ = ["FINE_TUNING", "FROM_SCRATCH", "TrainResult", "TrainSettings", "train"]
+__all__ = ["TrainResult", "TrainSettings", "load_recipe", "shipped_recipes", "train"]

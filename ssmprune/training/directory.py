@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -66,13 +67,25 @@ class TrainDirectory:
         finally:
             os.close(handle)
 
+    def check_free(self) -> None:
+        """Refuse a directory that holds something else than a run.
+
+        Raises:
+            RunError: It does, or is no directory.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(
+                f"the output must be a directory, but {self.path} is a file; name another."
+            )
+        if self.path.exists() and not self._record_path.exists() and any(self.path.iterdir()):
+            raise RunError(
+                f"the output must be a new directory or one with a train.json, but {self.path} "
+                "holds other files; name another."
+            )
+
     def _check(self, config: dict[str, Any]) -> None:
+        self.check_free()
         if not self._record_path.exists():
-            if any(self.path.iterdir()):
-                raise RunError(
-                    f"the output must be a new directory or one with a train.json, but {self.path} "
-                    "holds other files; name another."
-                )
             return
         held = self.read_record()["config"]
         changed = [
@@ -139,7 +152,7 @@ class TrainDirectory:
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         _replace(self.model_path, lambda path: path.write_bytes(save(tensors, metadata)))
 
-    def read_log(self, until: int) -> list[dict[str, Any]]:
+    def read_log(self, until: float = math.inf) -> list[dict[str, Any]]:
         """The rows of `log.csv` up to and with step `until`."""
         if not self._log_path.exists():
             return []

@@ -50,9 +50,9 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self) -> None:
-        """Count one more step."""
-        self._bar.advance(self._task)
+    def advance(self, steps: int = 1) -> None:
+        """Count that many more steps."""
+        self._bar.advance(self._task, steps)
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a new row of the log."""

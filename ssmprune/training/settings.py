@@ -1,57 +1,183 @@
-"""The numbers that decide what a training run computes."""
+"""The numbers that decide what a training run computes, and the recipes that ship them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from ssmprune.errors import UsageError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from timm.optim._optim_factory import list_optimizers
 
+from ssmprune.errors import RecipeError, UsageError, unknown_name
+from ssmprune.yamlfile import FilePart, YamlFile, parse
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """AdamW under a cosine schedule with warm-up; the defaults train `vim_nano` from scratch."""
-
-    steps: int = 2600
-    batch_size: int = 64
-    lr: float = 3e-3
-    """Highest learning rate; it falls to a fiftieth of this."""
-    warmup_steps: int = 150
-    weight_decay: float = 0.05
-    """Not applied to vectors, embeddings and the logarithm of A."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    aux_weight: float = 0.5
-    """Initial weight of the cross entropy on mean-pooled tokens; it falls linearly to zero."""
-    curriculum: float = 0.1
-    """Share of the steps over which composed images grow to their full difficulty."""
-    amp: bool = False
-    """Compute under bfloat16 autocast."""
-    seed: int = 0
-    checkpoint_every: int = 250
-    """Steps between two checkpoints, each with a look at the search split."""
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"{name} must be {rule}, got {getattr(self, name)}."
-            for name, rule, good in (
-                ("steps", "at least 1", self.steps >= 1),
-                ("batch_size", "at least 1", self.batch_size >= 1),
-                ("lr", "a number above 0", 0 < self.lr < math.inf),
-                ("warmup_steps", "between 0 and the steps", 0 <= self.warmup_steps <= self.steps),
-                ("weight_decay", "a number from 0", 0 <= self.weight_decay < math.inf),
-                ("clip", "above 0", self.clip > 0),
-                ("aux_weight", "a number from 0", 0 <= self.aux_weight < math.inf),
-                ("curriculum", "in [0, 1]", 0 <= self.curriculum <= 1),
-                ("seed", "at least 0", self.seed >= 0),
-                ("checkpoint_every", "at least 1", self.checkpoint_every >= 1),
-            )
-            if not good
-        ]
-        if faults:
-            raise UsageError("\n".join(faults))
+SCHEMA: Literal["ssmprune.recipe/1"] = "ssmprune.recipe/1"
+_SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
-FROM_SCRATCH = TrainSettings()
-FINE_TUNING = TrainSettings(steps=260, lr=5e-4, warmup_steps=20, aux_weight=0.0, curriculum=0.0)
-"""For a model that is trained already: a tenth of the steps."""
+def _number(value: Any) -> Any:
+    """A number as people write it: YAML 1.1 takes 5e-6, without a point, for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class TrainSettings(FilePart):
+    """Optimiser, schedule, augmentation and losses; `schema: ssmprune.recipe/1` as a file."""
+
+    schema_: Literal["ssmprune.recipe/1"] = Field(
+        default=SCHEMA, alias="schema", description=f"write {SCHEMA}"
+    )
+    steps: int | None = Field(default=None, ge=1, description="batches to train on")
+    epochs: Real | None = Field(
+        default=None, gt=0, description="passes over the training images, in place of steps"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, description="images per step, over all workers together"
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="parts in which each worker computes its share of a batch"
+    )
+    optimizer: str = Field(default="adamw", description="a name of timm's optimisers")
+    betas: tuple[Real, Real] | None = Field(
+        default=(0.9, 0.98),
+        strict=False,
+        description="the optimiser's betas, where it has any; null for timm's own",
+    )
+    lr: Real = Field(gt=0, description="highest learning rate")
+    schedule: Literal["cosine", "tanh", "poly"] = Field(
+        default="cosine", description="how the learning rate falls; poly falls linearly"
+    )
+    final_lr: Real = Field(
+        default=0.02, ge=0, le=1, description="share of lr that is left after the last step"
+    )
+    warmup: Real = Field(
+        default=0.0, ge=0, le=1, description="share of the steps over which lr grows to its height"
+    )
+    weight_decay: Real = Field(
+        default=0.05,
+        ge=0,
+        description="not applied to vectors, embeddings and the logarithm of A",
+    )
+    clip: Real | None = Field(
+        default=1.0, gt=0, description="largest norm of the gradient; null for none"
+    )
+    ema: Real | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of the running mean of the weights, which is then what is measured and "
+        "kept; null for none",
+    )
+    label_smoothing: Real = Field(default=0.0, ge=0, lt=1, description="share spread evenly")
+    mixup: Real = Field(default=0.0, ge=0, description="alpha of mixup, 0 for none")
+    cutmix: Real = Field(default=0.0, ge=0, description="alpha of cutmix, 0 for none")
+    augment: str | None = Field(
+        default=None,
+        description="timm's auto_augment for folders of images, such as rand-m9-mstd0.5-inc1",
+    )
+    erase: Real = Field(
+        default=0.0, ge=0, le=1, description="chance of random erasing in folders of images"
+    )
+    distill: Real = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of the divergence from the dense model with the initial weights, the "
+        "cross entropy having the rest",
+    )
+    temperature: Real = Field(
+        default=1.0, gt=0, description="what both models' logits are divided by in distillation"
+    )
+    anneal: Real = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps over which keep ratios fall from 1 to the policy's",
+    )
+    aux_weight: Real = Field(
+        default=0.0,
+        ge=0,
+        description="initial weight of the cross entropy on mean-pooled tokens; falls to zero",
+    )
+    curriculum: Real = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps over which composed images grow to full difficulty",
+    )
+    amp: bool = Field(default=False, description="compute under bfloat16 autocast")
+    seed: int = Field(default=0, ge=0, description="seed of weights and batches")
+    checkpoint_every: int = Field(
+        default=250,
+        ge=1,
+        description="steps between two checkpoints, each with a look at the search split",
+    )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        known = [str(optimizer) for optimizer in list_optimizers()]
+        if name not in known:
+            raise ValueError(unknown_name("optimizer", name, known).rstrip(".?"))
+        return name
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            raise ValueError(f"a recipe must have either steps or epochs, got {given}")
+        return self
+
+    def total_steps(self, images: int) -> int:
+        """Batches of the whole run, for a training set of `images` images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * images / self.batch_size))
+
+    def changed(self, **changes: Any) -> TrainSettings:
+        """These settings with others in place of some; steps and epochs displace each other.
+
+        Raises:
+            UsageError: A value is out of range; the message tells all.
+        """
+        for length, other in (("steps", "epochs"), ("epochs", "steps")):
+            if changes.get(length) is not None:
+                changes = {other: None, **changes}
+        try:
+            return TrainSettings(**{**self.model_dump(), **changes})
+        except ValidationError as fault:
+            raise UsageError("\n".join(_sentence(error) for error in fault.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] == "value_error":
+        return f"{error['ctx']['error']}."
+    rule = str(error["msg"]).replace("Input should be", "must be")
+    return f"{error['loc'][0]} {rule}, got {error['input']}."
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def load_recipe(recipe: str | Path) -> TrainSettings:
+    """Read a recipe file, or the recipe of this name that ships with the package.
+
+    Raises:
+        UsageError: There is neither a file nor a shipped recipe of this name.
+        RecipeError: The file breaks a rule of the format; the message names every fault.
+    """
+    path, name = Path(recipe), str(recipe)
+    if not path.is_file():
+        if name not in shipped_recipes() and len(path.parts) == 1 and not path.suffix:
+            raise UsageError(unknown_name("recipe", name, shipped_recipes()))
+        path = _SHIPPED / f"{name}.yaml" if name in shipped_recipes() else path
+    return parse(YamlFile.read(path, RecipeError), TrainSettings, RecipeError, [])

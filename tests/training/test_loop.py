@@ -2,20 +2,33 @@ import csv
 import functools
 import json
 import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import safetensors
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssmprune import Policy, create_model
 from ssmprune.data import open_images, open_stream
-from ssmprune.errors import RunError, SsmpruneError, UsageError
+from ssmprune.errors import DataError, RunError, SsmpruneError, UsageError
+from ssmprune.models import zoo
 from ssmprune.training import TrainSettings, loop, train
-from ssmprune.training.loop import Trainer, parameter_groups, shard_limit
 
-SHORT = TrainSettings(steps=6, batch_size=4, warmup_steps=2, checkpoint_every=4, curriculum=0.5)
+SHORT = TrainSettings(
+    steps=6, batch_size=4, lr=3e-3, warmup=0.34, checkpoint_every=4, curriculum=0.5, aux_weight=0.5
+)
+STILL = TrainSettings(steps=1, batch_size=2, lr=1e-12)
+EVERYTHING = SHORT.changed(
+    distill=0.5, temperature=2.0, anneal=0.9, ema=0.9, mixup=0.8, cutmix=1.0, accumulate=2
+)
 POLICY = """
 schema: ssmprune.policy/1
 model: vim_nano
@@ -74,25 +87,34 @@ class Interrupted:
 
     def __init__(self, stream, before):
         self.classes, self.fingerprint = stream.classes, stream.fingerprint
+        self.images = stream.images
         self._stream, self._before = stream, before
 
-    def batches(self, start=0):
+    def batches(self, start=0, part=0, parts=1):
+        self._stream.curriculum_steps = self.curriculum_steps
         yield from islice(self._stream.batches(start), max(0, self._before - start))
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("policy", [None, Policy.from_yaml(POLICY)], ids=["dense", "pruned"])
-def test_a_resumed_run_computes_what_an_uninterrupted_one_does(tmp_path, monkeypatch, policy):
-    whole = train("vim_nano", "digits", tmp_path / "whole", SHORT, policy=policy)
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [(SHORT, None), (EVERYTHING, Policy.from_yaml(POLICY))],
+    ids=["dense", "pruned, with everything"],
+)
+def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
+    tmp_path, monkeypatch, checkpoint, settings, policy
+):
+    more = {"policy": policy, "init": checkpoint if policy else None}
+    whole = train("vim_nano", "digits", tmp_path / "whole", settings, **more)
     with monkeypatch.context() as patch:
         for before in (3, 5):
             patch.setattr(
                 loop, "open_stream", lambda *a, n=before, **k: Interrupted(open_stream(*a, **k), n)
             )
             with pytest.raises(KeyboardInterrupt):
-                train("vim_nano", "digits", tmp_path / "parts", SHORT, policy=policy)
+                train("vim_nano", "digits", tmp_path / "parts", settings, **more)
     torch.manual_seed(99)
-    parts = train("vim_nano", "digits", tmp_path / "parts", SHORT, policy=policy)
+    parts = train("vim_nano", "digits", tmp_path / "parts", settings, **more)
     assert parts.accuracy == whole.accuracy
     rows = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(tmp_path / out)]
@@ -119,8 +141,7 @@ def test_train_refuses_the_directory_of_another_run(tmp_path, checkpoint):
 
 
 def test_train_begins_from_the_given_checkpoint(tmp_path, checkpoint):
-    still = TrainSettings(steps=1, batch_size=2, lr=1e-12, warmup_steps=0, aux_weight=0.0)
-    result = train("vim_nano", "digits", tmp_path / "out", still, init=checkpoint)
+    result = train("vim_nano", "digits", tmp_path / "out", STILL, init=checkpoint)
     begun, ended = load_file(checkpoint), load_file(result.checkpoint)
     assert all(torch.allclose(begun[name], ended[name], atol=1e-9) for name in begun)
     assert result.before == result.accuracy
@@ -129,8 +150,7 @@ def test_train_begins_from_the_given_checkpoint(tmp_path, checkpoint):
 def test_weights_trained_with_a_policy_fit_the_dense_model(tmp_path, checkpoint):
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)
-    settings = TrainSettings(steps=2, batch_size=4, warmup_steps=0, aux_weight=0.0)
-    result = train("vim_nano", "digits", tmp_path / "out", settings, init=checkpoint, policy=policy)
+    result = train("vim_nano", "digits", tmp_path / "out", STILL, init=checkpoint, policy=policy)
     assert load_file(result.checkpoint).keys() == load_file(checkpoint).keys()
     create_model("vim_nano", result.checkpoint)
 
@@ -149,21 +169,131 @@ def test_a_wrong_call_writes_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_train_refuses_data_with_other_classes_than_the_model(tmp_path):
-    from PIL import Image
+def test_a_killed_run_goes_on_to_the_losses_of_an_uninterrupted_one(tmp_path):
+    script = f"""
+import os, signal
+import torch
+from ssmprune.training import TrainSettings, loop, train
+torch.set_num_threads(1)
+loop.LOG_EVERY = 2
+step, made = loop.Trainer.step, []
+def killed(self, number, *batch):
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, *batch)
+loop.Trainer.step = killed
+train("vim_nano", "digits", {str(tmp_path / "parts")!r}, TrainSettings(**{SHORT.model_dump()!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(read_log(tmp_path / "parts")) == 2
+    for out in ("whole", "parts"):
+        train("vim_nano", "digits", tmp_path / out, SHORT)
+    whole, parts = ([float(r["loss"]) for r in read_log(tmp_path / o)] for o in ("whole", "parts"))
+    assert len(whole) == 3 and parts == pytest.approx(whole, abs=1e-6)
 
-    for split in ("train", "search", "holdout"):
-        (tmp_path / "photos" / split / "ant").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / "ant" / "1.png")
-    with pytest.raises(UsageError, match=r"1000 classes, but .* has 1;"):
-        train("vim_tiny_patch16_224", str(tmp_path / "photos"), tmp_path / "out", SHORT)
+
+def test_a_run_in_epochs_makes_their_steps(tmp_path):
+    settings = SHORT.changed(epochs=0.004)  # of 1,251 sources, four images each
+    train("vim_nano", "digits", tmp_path / "out", settings)
+    assert read_log(tmp_path / "out")[-1]["step"] == "6"
+
+
+def test_tensorboard_gets_what_the_log_has(tmp_path):
+    train("vim_nano", "digits", tmp_path / "out", SHORT)
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    rows = read_log(tmp_path / "out")
+    losses = {str(event.step): event.value for event in events.Scalars("loss")}
+    assert losses == pytest.approx({row["step"]: float(row["loss"]) for row in rows}, abs=1e-6)
+    assert [event.step for event in events.Scalars("search_top1")] == [4, 6]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with two classes, and `vim_photo`, a model made for it."""
+    config = replace(
+        zoo.find_config("vim_nano"), name="vim_photo", channels=3, num_classes=2, depth=2
+    )
+    monkeypatch.setitem(zoo._configs, "vim_photo", config)
+    for i, part in enumerate(("train/ant", "train/bee", "val/ant", "val/bee")):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+        for k in range(3):
+            pixels = np.random.default_rng(10 * i + k).integers(0, 256, (60, 60, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / part / f"{k}.png")
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_images_is_trained_on_with_augmentation(tmp_path, photos):
+    settings = TrainSettings(
+        epochs=2, batch_size=2, lr=1e-3, mixup=0.8, augment="rand-m9-mstd0.5-inc1", erase=0.25
+    )
+    result = train("vim_photo", str(photos), tmp_path / "out", settings)
+    assert [row["step"] for row in read_log(tmp_path / "out")] == ["2", "4", "6"]
+    assert result.accuracy.images == 3
+
+
+def test_an_augmentation_that_timm_does_not_know_is_refused(tmp_path, photos):
+    with pytest.raises(UsageError, match="augment must be one of timm's"):
+        train("vim_photo", str(photos), tmp_path / "out", STILL.changed(augment="rand-x"))
+
+
+def test_unreadable_images_are_all_told_before_anything_is_written(tmp_path, photos):
+    for part in ("train/ant/0.png", "val/bee/1.png"):
+        (photos / part).write_bytes((photos / part).read_bytes()[:200])
+    message = r"2 of 12 are not; .*train/ant/0\.png, .*val/bee/1\.png\.$"
+    with pytest.raises(DataError, match=message):
+        train("vim_photo", str(photos), tmp_path / "out", STILL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_faults_of_a_call_are_told_at_once_and_nothing_is_overwritten(tmp_path, photos):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    (tmp_path / "bad.safetensors").write_text("no weights")
+    (photos / "train" / "cat").mkdir()
+    with pytest.raises(UsageError) as caught:
+        train(
+            "vim_photo",
+            str(photos),
+            tmp_path / "out",
+            TrainSettings(steps=1, batch_size=6, accumulate=4, lr=1e-3),
+            policy=policy,
+            init=tmp_path / "bad.safetensors",
+        )
+    told = str(caught.value)
+    for part in ("policy.yaml", "bad.safetensors", "other files", "multiple of the 4", "has 3"):
+        assert part in told
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_train_refuses_data_with_other_classes_than_the_model(tmp_path, photos):
+    (photos / "train" / "cat").mkdir()
+    with pytest.raises(UsageError, match=r"the model's 2 classes, but .* has 3;"):
+        train("vim_photo", str(photos), tmp_path / "out", SHORT)
+    with pytest.raises(UsageError, match=r"the model's 1000 classes, but .* has 3;"):
+        train("vim_tiny_patch16_224", str(photos), tmp_path / "out", SHORT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        ({"distill": 0.5}, {}, "give init, or leave distill at 0"),
+        ({"batch_size": 5}, {"workers": 2}, "multiple of the 2 parts"),
+        ({"batch_size": 3, "mixup": 1.0}, {}, "must be even, got 3"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(tmp_path, changes, more, message):
+    with pytest.raises(UsageError, match=message):
+        train("vim_nano", "digits", tmp_path / "out", SHORT.changed(**changes), **more)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(tmp_path):
-    wild = TrainSettings(steps=4, batch_size=2, lr=1e30, warmup_steps=0)
+    wild = TrainSettings(steps=4, batch_size=2, lr=1e30)
     with pytest.raises(SsmpruneError, match=r"the loss must be finite, but it is (nan|inf).*lower"):
         train("vim_nano", "digits", tmp_path / "out", wild)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.json"]
+    assert not {"model.safetensors", "last.ckpt"} & {p.name for p in (tmp_path / "out").iterdir()}
 
 
 def test_progress_goes_to_stderr_in_plain_lines(tmp_path, capsys):
@@ -173,66 +303,3 @@ def test_progress_goes_to_stderr_in_plain_lines(tmp_path, capsys):
     assert [line.split()[1] for line in shown.err.splitlines()] == ["4/6", "6/6"]
     train("vim_nano", "digits", tmp_path / "quiet", SHORT, progress=False)
     assert capsys.readouterr() == ("", "")
-
-
-def test_trainer_learns_a_batch_by_heart():
-    torch.manual_seed(0)
-    images, labels = next(
-        open_stream("digits", image_size=(48, 48), channels=1, batch_size=4).batches()
-    )
-    trainer = Trainer(
-        create_model("vim_nano"), TrainSettings(steps=20, lr=2e-3, warmup_steps=2, batch_size=4)
-    )
-    losses = [trainer.step(step, images, labels).item() for step in range(20)]
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_shards_of_a_batch_compute_what_the_whole_does():
-    stream = open_stream("digits", image_size=(48, 48), channels=1, batch_size=5)
-    losses = []
-    for shards in (1, 2):
-        torch.manual_seed(0)
-        settings = TrainSettings(steps=3, warmup_steps=0, lr=1e-3)
-        trainer = Trainer(create_model("vim_nano"), settings, shards)
-        batches = enumerate(islice(stream.batches(), 3))
-        losses.append([trainer.step(step, *batch).item() for step, batch in batches])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-
-def test_learning_rate_warms_up_and_falls_along_a_cosine():
-    trainer = Trainer(
-        create_model("vim_nano"), TrainSettings(steps=100, lr=1.0, warmup_steps=10, clip=1e-9)
-    )
-    images, labels = torch.zeros(1, 1, 48, 48), torch.zeros(1, dtype=torch.int64)
-    seen = {}
-    for step in (0, 5, 10, 50, 99):
-        trainer.step(step, images, labels)
-        seen[step] = trainer.lr
-    cosine = [0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / 100)) for s in (10, 50, 99)]
-    assert seen[0] == pytest.approx(0.1) and seen[5] == pytest.approx(0.55)
-    assert [seen[s] for s in (10, 50, 99)] == pytest.approx(cosine)
-
-
-def test_a_batch_is_not_divided_where_a_batch_norm_needs_all_of_it():
-    with torch.device("meta"):
-        assert shard_limit(create_model("vim_nano")) > 1
-        assert shard_limit(create_model("plainmamba_l1")) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("vim_nano", {"A_b_log", "D_b", "cls_token"}),
-        ("plainmamba_l1", {"direction_Bs"}),
-    ],
-)
-def test_decay_spares_vectors_embeddings_and_the_logarithm_of_A(name, own):
-    with torch.device("meta"):
-        model = create_model(name)
-    decayed, undecayed = parameter_groups(model, 0.05)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared = {names[id(p)].split(".")[-1] for p in undecayed["params"]}
-    assert {"bias", "A_log", "D", "pos_embed"} | own <= spared
-    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
-    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
-    assert len(decayed["params"]) + len(undecayed["params"]) == len(names)

@@ -1,0 +1,191 @@
+"""A training run from start to end: its checks, its directory, and where it runs."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssmprune.data import check_images
+from ssmprune.errors import Faults, UsageError
+from ssmprune.measure.accuracy import Accuracy
+from ssmprune.models.checkpoints import checkpoint_sha256
+from ssmprune.models.factory import create_model
+from ssmprune.models.zoo import find_config
+from ssmprune.policy import Policy, load_for
+from ssmprune.training import loop
+from ssmprune.training.directory import TrainDirectory
+from ssmprune.training.loop import Job, TrainingData
+from ssmprune.training.settings import TrainSettings, load_recipe
+from ssmprune.training.trainer import has_batch_norm
+
+_PACKAGES = ("ssmprune", "torch", "timm", "numpy", "numba", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    checkpoint: Path
+    accuracy: Accuracy
+    """On the holdout, with the policy if there is one."""
+    before: Accuracy | None
+    """The same before the first step, for a run that began from a checkpoint."""
+    wall_s: float
+    """Training time over all sessions of the run, in seconds."""
+
+
+def train(
+    model: str,
+    data: str,
+    out: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    policy: Policy | str | Path | None = None,
+    init: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    command: str = "",
+    progress: bool = True,
+) -> TrainResult:
+    """Train a model, or go on with a run that was interrupted.
+
+    A run that is finished already is not repeated. On the CPU an interrupted and resumed run
+    computes the same as one that was not interrupted. The number of workers may differ then.
+
+    Args:
+        model: A name of `ssmprune models`.
+        data: `digits`, or a folder of images with a sub-folder `train`.
+        out: Directory of the run: new, or that of an interrupted run with the same settings.
+        settings: The recipe `scratch` if not given, or with `init` `fine_tune`.
+        policy: A policy, or its path or shipped name, under which the model trains and is measured.
+        init: Checkpoint to begin from; without one the weights are random.
+        device: Where to train; with more workers only whether on the CPU or on GPUs.
+        workers: Processes that share each batch, on Ray if there are several.
+        gpus_per_worker: GPUs of each worker; with None one if `device` is a GPU, else none.
+        address: A Ray cluster; with None several workers run on this machine.
+        command: The call, for the record.
+        progress: Show a bar on stderr, or plain lines where stderr is no terminal.
+
+    Raises:
+        UsageError: The model or data set is unknown, or parts of the call do not fit together.
+        PolicyError, CheckpointError, DataError: One of the files is not what it has to be.
+        RunError: The directory is in use or holds something else.
+        SsmpruneError: The loss became infinite or NaN.
+    """
+    settings = settings or load_recipe("scratch" if init is None else "fine_tune")
+    device = torch.device(device)
+    find_config(model)
+    faults = Faults()
+    resolved: Policy | None = None
+    with faults.gathered():
+        resolved = load_for(policy, model) if isinstance(policy, str | Path) else policy
+    job = Job(model, data, Path(out), settings, resolved, Path(init) if init else None, progress)
+    with faults.gathered():
+        _check_shares(settings, workers)
+    with faults.gathered():
+        _check_model(job, workers, device)
+    opened: TrainingData | None = None
+    with faults.gathered():
+        opened = TrainingData.open(job)
+        _check_classes(job, opened)
+    directory = TrainDirectory(out)
+    with faults.gathered():
+        directory.check_free()
+    with faults.gathered():
+        if opened is not None and not directory.read_record():
+            check_images(data)
+    faults.tell()
+    assert opened is not None
+    with directory.claim(_identity(job, opened)):
+        record = directory.read_record()
+        if not record:
+            record = {
+                "config": _identity(job, opened),
+                "data": data,
+                "init": init and str(init),
+                "command": command,
+                "device": str(device),
+                "workers": workers,
+                "threads": torch.get_num_threads(),
+                "versions": {name: version(name) for name in _PACKAGES}
+                | {"python": platform.python_version()},
+            }
+            directory.write_record(record)
+        if "result" not in record:
+            if workers == 1 and address is None:
+                loop.run(job, opened, device)
+            else:
+                from ssmprune.training.cluster import run_on_ray
+
+                gpus = float(device.type == "cuda") if gpus_per_worker is None else gpus_per_worker
+                steps = settings.total_steps(opened.stream.images)
+                run_on_ray(job, steps, workers, gpus, address)
+        record = directory.read_record()
+    result = record["result"]
+    return TrainResult(
+        directory.model_path,
+        Accuracy(**result["holdout"]),
+        Accuracy(**record["before"]) if "before" in record else None,
+        result["wall_s"],
+    )
+
+
+def _identity(job: Job, data: TrainingData) -> dict[str, Any]:
+    """What decides the result of a run."""
+    policy = job.policy
+    return {
+        "model": job.model,
+        "data": data.stream.fingerprint,
+        "policy": policy and policy.model_dump(mode="json", exclude={"measured", "provenance"}),
+        "init": job.init and checkpoint_sha256(job.init),
+        **job.settings.model_dump(mode="json", exclude={"schema_"}),
+    }
+
+
+def _check_shares(settings: TrainSettings, workers: int) -> None:
+    """Refuse a batch that cannot be divided as asked for."""
+    if workers < 1:
+        raise UsageError(f"workers must be at least 1, got {workers}.")
+    parts = workers * settings.accumulate
+    if settings.batch_size % parts:
+        raise UsageError(
+            f"batch_size must be a multiple of the {parts} parts that {workers} workers and "
+            f"accumulate {settings.accumulate} make, got {settings.batch_size}."
+        )
+    share = settings.batch_size // workers
+    if (settings.mixup or settings.cutmix) and share % 2:
+        raise UsageError(
+            f"mixup and cutmix mix pairs, so each worker's share must be even, got {share} images; "
+            "change batch_size."
+        )
+
+
+def _check_model(job: Job, workers: int, device: torch.device) -> None:
+    """Refuse a policy or checkpoint that does not fit the model, before anything is written."""
+    if job.settings.distill and job.init is None:
+        raise UsageError(
+            "distillation must have the dense model's trained weights to learn from, but none are "
+            "given; give init, or leave distill at 0."
+        )
+    network = create_model(job.model, job.init, job.policy)
+    if workers > 1 and device.type == "cpu" and has_batch_norm(network):
+        raise UsageError(
+            f"{job.model} must train in one process or on GPUs, as its batch norms need the whole "
+            f"batch, got {workers} workers on the CPU."
+        )
+
+
+def _check_classes(job: Job, data: TrainingData) -> None:
+    classes, known = len(data.stream.classes), find_config(job.model).num_classes
+    if classes != known:
+        raise UsageError(
+            f"the data must have the model's {known} classes, but {job.data} has "
+            f"{classes}; use the model that was made for it."
+        )
