@@ -66,6 +66,7 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
         policy: Policy | str | None = None,
         num_classes: int | None = None,
         img_size: int | tuple[int, int] | None = None,
+        backend: Backend = "auto",
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Any = None,
         cache_dir: Any = None,
@@ -75,7 +76,9 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
                 f"weights must come from a file, got pretrained=True for {name}; "
                 "use checkpoint_path=."
             )
-        return create_model(name, policy=policy, num_classes=num_classes, image_size=img_size)
+        return create_model(
+            name, policy=policy, num_classes=num_classes, image_size=img_size, backend=backend
+        )
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"The model {name}, dense or with `policy`."

@@ -27,5 +27,8 @@ def select_tokens(scores_BL: Tensor, keep_count: int, prefix_BL: Tensor) -> Tens
         )
     torch._assert_async(~scores_BL.isnan().any(), "a token's score must not be NaN")
     scores_BL = scores_BL.masked_fill(prefix_BL, torch.inf)
-    order = scores_BL.sort(dim=1, descending=True, stable=True).indices
+    if torch.onnx.is_in_onnx_export():  # knows the plain sort alone, which is stable there
+        order = scores_BL.sort(dim=1, descending=True).indices
+    else:
+        order = scores_BL.sort(dim=1, descending=True, stable=True).indices
     return order[:, :keep_count].sort(dim=1).values
