@@ -180,6 +180,13 @@ def search(
             show_default="journal, or the run's",
         ),
     ] = None,
+    recover: Annotated[
+        float | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Fine-tune each member of the front afterwards for that long, and compare.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Searches the policies of a space with workers on Ray; every candidate is kept in --out.
@@ -192,6 +199,8 @@ def search(
     """
     from search.launch import search as run_search
 
+    if recover is not None and not recover > 0:
+        raise typer.BadParameter(f"--recover must be epochs above 0, got {recover:g}.")
     result = run_search(
         space,
         out,
@@ -227,6 +236,30 @@ def search(
         typer.echo("The space holds no candidates that the sampler has not proposed.", err=True)
     _present(out, as_json, as_csv=False, storage=storage)
     typer.echo(summary, err=True)
+    if recover is not None:
+        on_cluster = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
+        _recover(out, recover, checkpoint, device, on_cluster if address else {}, as_json)
+
+
+def _recover(
+    run: Path,
+    epochs: float,
+    checkpoint: Path | None,
+    device: str,
+    on_cluster: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Fine-tune the front's members; on a cluster all workers share each batch."""
+    from search.launch import find_checkpoint
+    from search.recovery import recover
+    from search.rundir import RunDirectory
+    from ssmprune.output import show
+
+    weights = find_checkpoint(checkpoint, RunDirectory.open(run).space.model)
+    found = recover(run, epochs, checkpoint=weights, device=device, **on_cluster)
+    if not as_json:
+        show("", found.to_table(), "", found.summary())
+    typer.echo(f"written: {run / 'recovery.json'}, {run / 'recovery.csv'}", err=True)
 
 
 @app.command()

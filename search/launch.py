@@ -149,7 +149,7 @@ def search(
             find_device(device)
         evaluators = ModelEvaluators(
             model=frozen.model,
-            checkpoint=_checkpoint(checkpoint, frozen.model),
+            checkpoint=find_checkpoint(checkpoint, frozen.model),
             data=data,
             device=device,
             objectives=frozen.objectives,
@@ -481,7 +481,12 @@ def _check_call(
         )
 
 
-def _checkpoint(path: str | Path | None, model: str) -> Path:
+def find_checkpoint(path: str | Path | None, model: str) -> Path:
+    """The weights to prune: those given, or those that ship with the model.
+
+    Raises:
+        UsageError: None are given and none ship.
+    """
     checkpoint = shipped_checkpoint(model) if path is None else Path(path)
     if checkpoint is None:
         raise UsageError(
