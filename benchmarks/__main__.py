@@ -7,7 +7,16 @@ import sys
 
 from benchmarks.record import save, show
 
-NAMES = ("scan", "startup", "throughput", "search", "alignment", "racing", "workers")
+NAMES = (
+    "scan",
+    "startup",
+    "throughput",
+    "search",
+    "alignment",
+    "racing",
+    "workers",
+    "recovery",
+)
 
 
 def main(names: list[str]) -> None:
