@@ -9,6 +9,8 @@ from benchmarks.record import save, show
 
 NAMES = (
     "scan",
+    "limits",
+    "pruned",
     "startup",
     "throughput",
     "search",

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ssmprune.measure.latency import median_interval
+from ssmprune.measure.latency import MIN_REPEATS, median_interval
 from ssmprune.yamlfile import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,22 +33,25 @@ class Paired:
     ratio_high: float
 
 
-def paired(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 11) -> Paired:
+def paired(
+    ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 11, warm: bool = True
+) -> Paired:
     """Time `ours` and `peer` in turn, `repeats` times; ratio is peer / ours.
 
     Each timed call follows one of the same program that is not, so that neither finds caches and
-    heap as the other left them.
+    heap as the other left them; not `warm`, for programs that take long.
     """
     times: dict[Callable[[], Any], list[float]] = {ours: [], peer: []}
     for pair in range(repeats):
         for program in (ours, peer) if pair % 2 else (peer, ours):
-            program()
+            if warm:
+                program()
             start = time.perf_counter()
             program()
             times[program].append(1000 * (time.perf_counter() - start))
     ours_ms, peer_ms = times[ours], times[peer]
     ratios = [there / here for here, there in zip(ours_ms, peer_ms, strict=True)]
-    low, high = median_interval(ratios)
+    low, high = median_interval(ratios) if repeats >= MIN_REPEATS else (min(ratios), max(ratios))
     return Paired(
         statistics.median(ours_ms),
         statistics.median(peer_ms),

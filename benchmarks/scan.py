@@ -1,7 +1,8 @@
-"""The CPU kernels against plain torch: the scan against a loop over tokens, the convolution.
+"""The CPU kernels against plain torch and its peers, on as many threads as torch takes.
 
-On one thread: idle threads of torch wait in busy loops, for ours to slow down by, or, told not to,
-are slow to wake, for torch to slow down by.
+The scan is timed against a loop over tokens, against the formula of mamba-ssm's
+`selective_scan_ref` and against mambapy's parallel scan, which both hold a tensor of shape
+(B, L, E, N); the convolution against torch's.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mambapy.pscan import pscan
 from torch import Tensor
 
 from benchmarks.record import paired
 from ssmprune.scan import causal_conv1d_silu, reference, selective_scan
 
-TITLE = "CPU kernels against torch, float32, one thread"
+TITLE = "CPU kernels against torch, float32"
 SHAPES = ((32, 197, 384, 16), (64, 65, 128, 8))
 
 
@@ -41,15 +43,57 @@ def check(found: Tensor, exact: Tensor) -> float:
     return error
 
 
-def forward_row(shape: tuple[int, int, int, int]) -> dict[str, Any]:
+def loop(u: Tensor, **inputs: Any) -> Tensor:
+    """A step of torch operators per token."""
+    return reference.selective_scan(u, **inputs)[0]
+
+
+def all_at_once(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decays and inputs of all states, (B, L, E, N) each, and D u."""
+    delta = F.softplus(delta + delta_bias)
+    decays = torch.exp(torch.einsum("ble,en->blen", delta, A))
+    return decays, torch.einsum("ble,bln,ble->blen", delta, B, u), D * u
+
+
+def reference_formula(*, C: Tensor, delta_softplus: bool, **inputs: Tensor) -> Tensor:
+    """What mamba-ssm's `selective_scan_ref` computes, channel-last."""
+    decays, step_inputs, skipped = all_at_once(**inputs)
+    state = torch.zeros_like(decays[:, 0])
+    y = []
+    for t in range(decays.shape[1]):
+        state = decays[:, t] * state + step_inputs[:, t]
+        y.append(torch.einsum("ben,bn->be", state, C[:, t]))
+    return torch.stack(y, dim=1) + skipped
+
+
+def parallel_scan(*, C: Tensor, delta_softplus: bool, **inputs: Tensor) -> Tensor:
+    """mambapy's parallel scan and what goes around it."""
+    decays, step_inputs, skipped = all_at_once(**inputs)
+    states: Tensor = pscan(decays, step_inputs)
+    return torch.einsum("blen,bln->ble", states, C) + skipped
+
+
+def forward_row(
+    shape: tuple[int, int, int, int], name: str, peer: Any, threads: int | None = None
+) -> dict[str, Any]:
+    """A row for the forward scan; on `threads` threads, else on as many as torch takes."""
     inputs = scan_inputs(*shape)
-    exact, _ = reference.selective_scan(
-        **{k: v.double() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    )
+    exact = loop(**{k: v.double() if isinstance(v, Tensor) else v for k, v in inputs.items()})
+    default = torch.get_num_threads()
+    torch.set_num_threads(threads or default)
     with torch.inference_mode():
         error = check(selective_scan(**inputs), exact)
-        times = paired(lambda: selective_scan(**inputs), lambda: reference.selective_scan(**inputs))
-    return row("scan forward", shape, times, error)
+        check(peer(**inputs), exact)
+        times = paired(lambda: selective_scan(**inputs), lambda: peer(**inputs))
+    torch.set_num_threads(default)
+    return row("scan forward", shape, name, times, error)
 
 
 def training_row(shape: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -72,11 +116,12 @@ def training_row(shape: tuple[int, int, int, int]) -> dict[str, Any]:
     def ours() -> tuple[Tensor, ...]:
         return torch.autograd.grad(selective_scan(**inputs), leaves, upstream)
 
-    def loop() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(reference.selective_scan(**inputs)[0], leaves, upstream)
+    def autograd() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loop(**inputs), leaves, upstream)
 
     error = max(check(found, true) for found, true in zip(ours(), exact, strict=True))
-    return row("scan forward + backward", shape, paired(ours, loop, repeats=7), error)
+    times = paired(ours, autograd, repeats=7)
+    return row("scan forward + backward", shape, "autograd through the loop", times, error)
 
 
 def conv_row(B: int, L: int, E: int, K: int, aligned: bool) -> dict[str, Any]:
@@ -93,15 +138,16 @@ def conv_row(B: int, L: int, E: int, K: int, aligned: bool) -> dict[str, Any]:
         error = check(causal_conv1d_silu(x, weight, bias, positions), exact)
         times = paired(lambda: causal_conv1d_silu(x, weight, bias, positions), torch_conv)
     name = "position-aware" if aligned else "compact"
-    return row(f"convolution + SiLU, {name}", (B, L, E, K), times, error)
+    return row(f"convolution + SiLU, {name}", (B, L, E, K), "conv1d, silu", times, error)
 
 
-def row(name: str, shape: tuple[int, ...], times: Any, error: float) -> dict[str, Any]:
+def row(name: str, shape: tuple[int, ...], peer: str, times: Any, error: float) -> dict[str, Any]:
     return {
         "kernel": name,
         "B, L, E, N or K": str(shape),
+        "peer": peer,
         "ours, ms": times.ours_ms,
-        "torch, ms": times.peer_ms,
+        "peer, ms": times.peer_ms,
         "times as fast": times.ratio,
         "95 % interval": f"{times.ratio_low:.3g} to {times.ratio_high:.3g}",
         "relative error": f"{error:.0e}",
@@ -109,9 +155,11 @@ def row(name: str, shape: tuple[int, ...], times: Any, error: float) -> dict[str
 
 
 def run() -> list[dict[str, Any]]:
-    torch.set_num_threads(1)
     return [
-        *(forward_row(shape) for shape in SHAPES),
+        *(forward_row(shape, "loop over tokens", loop) for shape in SHAPES),
+        forward_row(SHAPES[0], "loop over tokens, both on one thread", loop, threads=1),
+        forward_row(SHAPES[0], "`selective_scan_ref`'s formula", reference_formula),
+        forward_row(SHAPES[0], "mambapy's `pscan`", parallel_scan),
         *(training_row(shape) for shape in SHAPES),
         *(conv_row(64, 145, 128, 4, aligned) for aligned in (False, True)),
     ]

@@ -149,7 +149,7 @@ def _advance(state, A, B, decay_step, step_u):
 # one token of 16 channels in the scratch memory of the forward pass; y takes the place of step * u
 _DECAY_STEP, _STEP_U = (VECTOR_BYTES * i for i in range(2))
 _FORWARD_TOKEN_BYTES = 2 * VECTOR_BYTES
-_FORWARD_SCRATCH_BYTES = 1 << 19  # a part of a core's second cache
+_FORWARD_SCRATCH_BYTES = 1 << 20  # about half of a core's second cache
 
 
 @inline
