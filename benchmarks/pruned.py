@@ -68,7 +68,7 @@ def evaluation_row(model: str = "vim_small_patch16_224", count: int = 256) -> di
 
     def batches() -> Iterator[Batch]:
         labels = torch.zeros(BATCH, dtype=torch.long)
-        return iter([Batch(part, labels) for part in given.split(BATCH)])
+        return iter([(part, labels) for part in given.split(BATCH)])
 
     policy = Policy.load("top_vim_small")
     ours, peer = (

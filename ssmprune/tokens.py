@@ -64,7 +64,9 @@ def take(values: Tensor, indices_BM: Tensor) -> Tensor:
     """The rows of `values`, (B, L) or (B, L, D), at each image's own indices."""
     if values.dim() == 2:
         return values.gather(1, indices_BM)
-    return values.gather(1, indices_BM[..., None].expand(-1, -1, values.shape[2]))
+    first_B1 = torch.arange(0, values.shape[0] * values.shape[1], values.shape[1])[:, None]
+    rows = (indices_BM + first_B1.to(indices_BM.device)).flatten()
+    return values.flatten(0, 1).index_select(0, rows).view(*indices_BM.shape, -1)
 
 
 def put(values: Tensor, positions_BM: Tensor, whole: Tensor) -> Tensor:
