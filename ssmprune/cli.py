@@ -1,4 +1,4 @@
-"""The commands `models`, `train`, `eval` and `profile`."""
+"""The commands `models`, `train`, `eval`, `profile` and `tokens`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.output import print_json, show
-from ssmprune.policy import shipped_policies
+from ssmprune.policy import Policy, shipped_policies
 from ssmprune.scan import available_backends
 from ssmprune.training import TrainSettings, load_recipe, shipped_recipes
 from ssmprune.training import train as run_training
+from ssmprune.yamlfile import write_bytes_atomically
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -369,6 +370,49 @@ def _latency_text(latency: Latency) -> str:
         f"ratio {latency.ratio:.4f} (95 % interval {latency.ratio_low:.4f} to "
         f"{latency.ratio_high:.4f})\n[dim]{escape(protocol)}[/]"
     )
+
+
+@app.command()
+def tokens(
+    policy: Annotated[
+        Path, typer.Option("--policy", help="A policy file, or the name of a shipped policy.")
+    ],
+    image: Annotated[
+        str,
+        typer.Option(
+            help="An image file, or [bold]digits:N[/] for image N of the embedded digits' holdout."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The picture: a .png, .svg or .pdf file.")
+    ],
+    checkpoint: Checkpoint = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Which patches of an image each stage of a policy keeps, drawn on the image.
+
+    Example: [bold]ssmprune tokens --policy uniform_vim_nano --image digits:7 -o kept.png[/]
+    """
+    from ssmprune.data.single import open_image, to_pixels
+    from ssmprune.picture import Row, check_output, draw_kept
+    from ssmprune.pruning.kept import kept_patches
+
+    kind = check_output(output, force)
+    chosen = Policy.load(policy)
+    network = create_model(chosen.model, _checkpoint(checkpoint, chosen.model), chosen)
+    pixels = open_image(image, network.config)
+    logits, stages = kept_patches(network, pixels)
+    verb = "scanned" if chosen.reduction == "grid" else "kept"
+    row = Row(to_pixels(pixels)[0], "")
+    write_bytes_atomically(output, draw_kept([row], stages, verb=verb, format=kind))
+    predicted = int(logits.argmax())
+    if as_json:
+        kept = [{"layer": s.layer, "kept": s.count, "patches": s.mask[0].numel()} for s in stages]
+        print_json({"file": str(output), "predicted": predicted, "stages": kept})
+        return
+    lines = [f"block {s.layer}: {s.count} of {s.mask[0].numel()} patches {verb}" for s in stages]
+    show(*lines, f"predicted class {predicted}", f"written: {output}")
 
 
 def _sides(image_size: str | None) -> tuple[int, int] | None:

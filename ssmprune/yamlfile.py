@@ -167,11 +167,16 @@ def parse(
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` beside `path` and rename it, so that no reader ever sees half a file."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` as `write_atomically` writes text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         mode = 0o666 & ~_umask()
         os.chmod(temporary, mode)
         os.replace(temporary, path)

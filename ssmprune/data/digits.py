@@ -45,7 +45,7 @@ _FRAGMENTS = 6
 _SCALE = (2.0, 2.8)  # canvas pixels per source pixel
 _NOISE = 0.14  # amplitude
 _LIGHT = 0.3
-_MEAN, _STD = np.float32(0.3), np.float32(0.35)
+MEAN, STD = np.float32(0.3), np.float32(0.35)
 _CLEARED = np.float32(0.85)  # share of the clutter's brightness removed beneath the target
 
 _STROKE = np.dtype(
@@ -271,7 +271,7 @@ def _render(
             for x in range(SIZE):
                 shade = row_light + light[i, 1] * np.float32(x / SIZE - 0.5)
                 noise = noise_amplitude * (2 * images[i, y, x] - 1)
-                images[i, y, x] = (canvas[y, x] + shade + noise - _MEAN) / _STD
+                images[i, y, x] = (canvas[y, x] + shade + noise - MEAN) / STD
 
 
 @numba.njit(nogil=True, cache=True)

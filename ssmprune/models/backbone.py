@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Literal, overload
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.apply import PruningPlan
 from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend
-from ssmprune.tokens import TokenStream, prefix_mask
+from ssmprune.tokens import TokenStream, prefix_mask, take
 
 
 class Backbone(nn.Module, ABC):
@@ -21,6 +22,7 @@ class Backbone(nn.Module, ABC):
         config: The model's configuration.
         backend: The scan's backend.
         plan: What to prune after which block; None for dense.
+        watch: Is told the layer of each stage and the positions, (B, M), that it keeps.
         resumes: Whether the family has `embed`, `run_dense` and `forward_from`, so that its first
             blocks can be run once for many plans.
     """
@@ -33,6 +35,7 @@ class Backbone(nn.Module, ABC):
         self.config = config
         self.backend: Backend = backend
         self.plan: PruningPlan | None = None
+        self.watch: Callable[[int, Tensor], None] | None = None
 
     @abstractmethod
     def encode(self, images: Tensor, restore: bool) -> TokenStream:
@@ -66,7 +69,10 @@ class Backbone(nn.Module, ABC):
         assert self.plan is not None
         step = self.plan.steps[layer]
         prefix = prefix_mask(positions, self.config.prefix_positions)
-        return step.select(Features(y, steps, positions, prefix, layer, step.scorer.seed))
+        kept = step.select(Features(y, steps, positions, prefix, layer, step.scorer.seed))
+        if self.watch is not None:
+            self.watch(layer, take(positions, kept))
+        return kept
 
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:
