@@ -1,4 +1,4 @@
-"""The command line: `search`, `front` and `export`, and the commands of `ssmprune.cli`.
+"""The command line: `search`, `front`, `export` and `report`, and the commands of `ssmprune.cli`.
 
 Modules that take long to import are imported by the command that needs them, so that `--help`
 and a wrong call answer at once.
@@ -21,6 +21,7 @@ LIBRARY_COMMANDS = {
     "train": "Trains a model, or fine-tunes it with --init; dense, or under a policy.",
     "eval": "Top-1 and top-5 accuracy with the 95 % interval.",
     "profile": "FLOPs per operator on both rules, tokens per layer, latency of policy and dense.",
+    "tokens": "Which patches of an image each stage of a policy keeps, drawn on the image.",
 }
 
 
@@ -355,6 +356,44 @@ def export(
         show(to_table(list(chosen.values()), outcome.dense, outcome.dense_holdout))
     for path in chosen:
         typer.echo(f"written: {path}", err=True)
+
+
+@app.command()
+def report(
+    run: Run,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Evaluate known schedules, too, as the front was."),
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The weights of the search.", show_default="the run's")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The images of the search.", show_default="the run's")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """One HTML page with the front, how it was found, and the tokens that its policies keep.
+
+    Writes RUN/report.html, which needs no other file and no network, and the same figures as PNG
+    and SVG into RUN/report. Works while the search runs, too.
+
+    Example: [bold]ssmprune report runs/first[/]
+    """
+    from search.outcome import Outcome
+    from search.report import write_report
+    from ssmprune.devices import find_device
+
+    written = write_report(
+        Outcome.read(run),
+        checkpoint=checkpoint,
+        data=data,
+        measure=measure,
+        device=str(find_device(device)),
+    )
+    if written.missing:
+        typer.echo(f"without kept tokens: {written.missing}.", err=True)
+    typer.echo(f"written: {written.page}, and {len(written.figures)} figures beside it", err=True)
 
 
 def _check_limits(limits: dict[str, float | None], everything: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.measurement import Candidate, Measurement
+from ssmprune.picture import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 Cost = Literal["FLOPs", "Latency"]
@@ -46,7 +47,12 @@ class Picture:
 
 
 def draw_figure(picture: Picture) -> bytes:
-    """A PNG: top-1 against FLOPs, and beside it against latency if that was measured."""
+    """The figure as a PNG."""
+    return save(make_figure(picture), "png")
+
+
+def make_figure(picture: Picture) -> Figure:
+    """Top-1 against FLOPs, and beside it against latency if that was measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -62,9 +68,7 @@ def draw_figure(picture: Picture) -> bytes:
         _draw_panel(axes, picture, cost)
     panels[0].set_ylabel("Top-1 accuracy, %", fontsize=13)
     panels[-1].legend(loc="lower right", fontsize=10.5, frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    return figure
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ def search(
         "workers": workers,
         "seed": seed,
         "sampler": sampler,
+        "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
         "data": data,
         "device": device,
         "batch_size": batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,10 @@ class Outcome:
             dense_holdout=run.dense("holdout") if "holdout" in run.info["dense"] else None,
         )
 
-    def hypervolume(self) -> float:
-        """That of the front, against the dense model's costs and 0 % top-1."""
-        return hypervolume(self.members, self.objectives, dense_reference(self.dense))
+    def hypervolume(self, candidates: Sequence[Candidate] | None = None) -> float:
+        """That of the front, or of others, against the dense model's costs and 0 % top-1."""
+        candidates = self.members if candidates is None else candidates
+        return hypervolume(candidates, self.objectives, dense_reference(self.dense))
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for JSON; `front` has the columns of `front.csv`."""

@@ -383,6 +383,10 @@ class Study:
                 found.append(candidate)
         return found
 
+    def trials(self) -> list[FrozenTrial]:
+        """Optuna's records of all trials, by number; not to be changed."""
+        return self._trials()
+
     def set_holdout(self, trial: int, measurement: Measurement) -> None:
         """Keep a candidate's figures on the holdout; with the study, as its trial is finished."""
         self._study.set_user_attr(f"holdout:{trial}", measurement.to_dict())

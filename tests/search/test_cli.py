@@ -143,7 +143,7 @@ def test_csv_and_json_at_once_are_a_wrong_call(finished_run: Path) -> None:
     refuses(call("front", finished_run, "--csv", "--json"), 2, "give one of --csv and --json")
 
 
-@pytest.mark.parametrize("command", [("front",), ("export", "-o", "nowhere.yaml")])
+@pytest.mark.parametrize("command", [("front",), ("report",), ("export", "-o", "nowhere.yaml")])
 @pytest.mark.parametrize(
     ("damage", "part"),
     [
