@@ -15,6 +15,7 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/ssmprune search spaces/vim_nano.yaml --trials 150 --workers 2 --out $(RUN)
+	$(BIN)/ssmprune report $(RUN)
 	$(BIN)/ssmprune export $(RUN) --max-flops-ratio 0.6 -o $(RUN)/policies/flops-60.yaml
 	$(BIN)/ssmprune train --model vim_nano --data digits --policy $(RUN)/policies/flops-60.yaml \
 	  --init shipped --steps 260 --out $(RUN)/finetuned
@@ -39,7 +40,7 @@ bench: $(VENV)/installed
 checkpoint: $(VENV)/installed
 	$(BIN)/ssmprune train --model vim_nano --data digits --out runs/vim_nano
 
-# Writes the JSON Schemas that editors complete YAML with.
+# Writes the JSON Schemas that editors complete YAML with, and docs/policy.md.
 schemas: $(VENV)/installed
 	$(BIN)/python -m search.schemas
 

@@ -1,4 +1,7 @@
-"""JSON Schemas of the YAML files, for editors: `python -m search.schemas` writes them again."""
+"""JSON Schemas of the YAML files, and the policy file's reference.
+
+`python -m search.schemas` writes them again, the reference where the repository's `docs` are.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import ssmprune
+from search.reference import reference_text
 from search.space import SearchSpace
 from ssmprune.policy import Policy
 from ssmprune.yamlfile import write_atomically
 
 FOLDER = Path(ssmprune.__file__).parent / "schemas"
+REFERENCE = Path(ssmprune.__file__).parents[1] / "docs" / "policy.md"
 FORMATS: dict[str, type[BaseModel]] = {"policy.json": Policy, "space.json": SearchSpace}
 
 
@@ -24,3 +29,5 @@ def schema_text(model: type[BaseModel]) -> str:
 if __name__ == "__main__":
     for name, model in FORMATS.items():
         write_atomically(FOLDER / name, schema_text(model))
+    if REFERENCE.parent.is_dir():
+        write_atomically(REFERENCE, reference_text())

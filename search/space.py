@@ -21,6 +21,7 @@ from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import (
     Alignment,
+    DecayName,
     ModelName,
     Policy,
     Scorer,
@@ -111,9 +112,9 @@ class Ratios(FilePart):
 class AlignmentChoices(FilePart):
     """Alignment settings that are searched; a list of one value fixes it."""
 
-    decay: Annotated[
-        tuple[Literal["none", "zero_input", "neighbor"], ...], AfterValidator(_distinct)
-    ] = _choices("a list of none, zero_input, neighbor", ("none",))
+    decay: Annotated[tuple[DecayName, ...], AfterValidator(_distinct)] = _choices(
+        "a list of none, zero_input, neighbor", ("none",)
+    )
     strength: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_distinct)
     ] = _choices("a list of numbers in (0, 1]", (1.0,))

@@ -38,10 +38,19 @@ _SHIPPED = Path(__file__).parent / "policies"
 scorer_names: set[str] = set()
 class_token_scorers: set[str] = set()
 
+# Filled by `ssmprune.pruning.alignment.register_decay`.
+decay_names: list[str] = ["none"]
+
 
 def _known_scorer(name: str) -> str:
     if name not in scorer_names:
         raise ValueError(unknown_name("scorer", name, scorer_names).rstrip(".?"))
+    return name
+
+
+def _known_decay(name: str) -> str:
+    if name not in decay_names:
+        raise ValueError(unknown_name("decay", name, decay_names).rstrip(".?"))
     return name
 
 
@@ -52,6 +61,11 @@ def _known_model(name: str) -> str:
 
 
 ScorerName = Annotated[str, AfterValidator(_known_scorer)]
+DecayName = Annotated[
+    str,
+    AfterValidator(_known_decay),
+    Field(json_schema_extra=lambda schema: schema.update(enum=[*decay_names])),
+]
 ModelName = Annotated[str, AfterValidator(_known_model)]
 
 
@@ -120,7 +134,7 @@ class Stage(FilePart):
 class Alignment(FilePart):
     """How the scan and the convolution treat the places of pruned tokens."""
 
-    decay: Literal["none", "zero_input", "neighbor"] = Field(
+    decay: DecayName = Field(
         default="none", description="the state's decay over a gap: none, zero_input or neighbor"
     )
     strength: float = Field(

@@ -74,6 +74,14 @@ class FamilyFlops(Protocol):
         """The charge for a traced operator, in a block whose `in_proj` costs as much."""
 
 
+_registered: dict[str, FamilyFlops] = {}
+
+
+def register_family_flops(family: str, flops: FamilyFlops) -> None:
+    """File how a family is counted."""
+    _registered[family] = flops
+
+
 def family_flops(family: str) -> FamilyFlops:
     """How a family is counted."""
     from ssmprune.measure import (  # built on this module
@@ -86,6 +94,7 @@ def family_flops(family: str) -> FamilyFlops:
         "vim": flops_vim,
         "plain_mamba": flops_plain_mamba,
         "vmamba": flops_vmamba,
+        **_registered,
     }
     return families[family]
 

@@ -13,13 +13,49 @@ d = softplus(dt_bias).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmprune.policy import Alignment
+from ssmprune.errors import UsageError
+from ssmprune.policy import Alignment, decay_names
 from ssmprune.scan import Gaps
+
+DecayFunction = Callable[[Tensor, Tensor, float], Gaps]
+
+_decays: dict[str, DecayFunction] = {}
+
+
+def register_decay(name: str) -> Callable[[DecayFunction], DecayFunction]:
+    """File a decay under a name that policies can use.
+
+    A decay is a function of the gap counts of one scan direction, (B, L), of that direction's bias
+    of the step, (E,), and of the policy's strength, which is above 0. It returns the scan's `Gaps`.
+
+    Raises:
+        UsageError: The name is taken.
+    """
+
+    def register(decay: DecayFunction) -> DecayFunction:
+        if name in decay_names:
+            raise UsageError(f"a decay's name must be new, got {name!r}; choose another name.")
+        _decays[name] = decay
+        decay_names.append(name)
+        return decay
+
+    return register
+
+
+@register_decay("zero_input")
+def _zero_input(counts_BL: Tensor, delta_bias_E: Tensor, strength: float) -> Gaps:
+    return Gaps(counts_BL, strength * F.softplus(delta_bias_E), 0.0)
+
+
+@register_decay("neighbor")
+def _neighbor(counts_BL: Tensor, delta_bias_E: Tensor, strength: float) -> Gaps:
+    return Gaps(counts_BL, None, strength)
 
 
 def gap_counts(positions_BL: Tensor, num_tokens: int, reverse: bool) -> Tensor:
@@ -75,6 +111,4 @@ class AlignedTokens:
         if self.counts is None:
             return None
         count_BL = self.counts[reverse].to(delta_bias_E.dtype)
-        if self.settings.decay == "neighbor":
-            return Gaps(count_BL, None, self.settings.strength)
-        return Gaps(count_BL, self.settings.strength * F.softplus(delta_bias_E), 0.0)
+        return _decays[self.settings.decay](count_BL, delta_bias_E, self.settings.strength)

@@ -1,23 +1,21 @@
 """What every decay, strength and convolution has to hold, in every family that prunes tokens."""
 
 from itertools import product
-from typing import get_args
 
 import pytest
 import torch
 
 import ssmprune
-from ssmprune.policy import Alignment
+from ssmprune.policy import decay_names
 from tests.contracts.conftest import FAMILIES
 
-DECAYS = get_args(Alignment.model_fields["decay"].annotation)
 CASES = {
     f"{name}-{decay}-{strength}-{conv}": (
         FAMILIES[name],
         {"decay": decay, "strength": strength, "conv": conv},
     )
     for name in FAMILIES
-    for decay, strength, conv in product(DECAYS, (0.0, 0.3, 1.0), FAMILIES[name].conv)
+    for decay, strength, conv in product(decay_names, (0.0, 0.3, 1.0), FAMILIES[name].conv)
 }
 every_alignment = pytest.mark.parametrize(("family", "alignment"), CASES.values(), ids=CASES.keys())
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from search.schemas import FOLDER, FORMATS, schema_text
+from search.reference import reference_text
+from search.schemas import FOLDER, FORMATS, REFERENCE, schema_text
+from ssmprune.policy import Policy, Stage
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -16,3 +18,15 @@ def test_policy_schema_completes_names():
     definitions = json.loads((FOLDER / "policy.json").read_text())
     assert "vim_nano" in definitions["properties"]["model"]["enum"]
     assert "clipped_sum" in definitions["$defs"]["Scorer"]["properties"]["name"]["enum"]
+
+
+def test_reference_is_that_of_the_format():
+    assert REFERENCE.read_text() == reference_text(), "run `make schemas`"
+
+
+def test_reference_names_every_key_with_its_limits():
+    text = reference_text()
+    for key in (*Policy.model_fields, *Stage.model_fields):
+        assert f"| `{key.rstrip('_')}` |" in text
+    assert "| `keep_ratio` | number, above 0, at most 1 |" in text
+    assert "`clipped_sum`" in text and "`vim_nano`" in text
