@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from ssmprune.errors import SsmpruneError
+from ssmprune.export import export_onnx
 from ssmprune.measure.accuracy import Accuracy, evaluate
 from ssmprune.measure.profile import Profile, profile
 from ssmprune.models.factory import create_model
@@ -17,6 +18,7 @@ __all__ = [
     "apply_policy",
     "create_model",
     "evaluate",
+    "export_onnx",
     "profile",
     "remove_policy",
 ]

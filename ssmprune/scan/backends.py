@@ -41,11 +41,6 @@ def resolve_backend(backend: Backend, device: torch.device, dtype: torch.dtype) 
     """
     if backend not in BACKENDS:
         raise UsageError(unknown_name("scan backend", backend, BACKENDS))
-    if backend != "reference" and torch.onnx.is_in_onnx_export():
-        raise UsageError(
-            f"a scan must be in plain torch for ONNX, got backend {backend!r}; build the model "
-            "with backend='reference'."
-        )
     if backend == "auto":
         kernel: Backend = "cpu" if device.type == "cpu" else "triton"
         return "reference" if _failure(kernel, device, dtype) else kernel

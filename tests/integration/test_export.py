@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import onnxruntime
 import pytest
 import torch
 
-from ssmprune import Policy, apply_policy
+import ssmprune.export
+from ssmprune import Policy, apply_policy, export_onnx
+from ssmprune.errors import UsageError
 from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config
+from ssmprune.policy import Scorer
 
 ALIGNED = {"decay": "zero_input", "conv": "position"}
 SMALL = {
@@ -42,23 +46,33 @@ def test_exported_program_computes_the_same(family, tmp_path):
     assert torch.allclose(program(other), model(other), atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 @pytest.mark.parametrize("family", SMALL)
 def test_onnxruntime_computes_the_same(family, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model, images = pruned(family, "reference")
-    torch.onnx.export(model, (images,), tmp_path / "model.onnx", dynamo=True, verbose=False)
-    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    other = torch.randn(images.shape)
-    [found] = session.run(None, {session.get_inputs()[0].name: other.numpy()})
-    assert torch.allclose(torch.from_numpy(found), model(other), atol=1e-5)
+    model, images = pruned(family, "auto")
+    export_onnx(model, tmp_path / "model.onnx", batch_size=len(images))
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    [found] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_export_with_kernels_is_refused_with_the_remedy(tmp_path):
-    pytest.importorskip("onnxscript")
-    model, images = pruned("vim", "cpu")
-    with pytest.raises(torch.onnx.OnnxExporterError, match="backend='reference'"):
-        torch.onnx.export(model, (images,), tmp_path / "model.onnx", dynamo=True, verbose=False)
-    assert not (tmp_path / "model.onnx").exists()
+def test_onnx_export_refuses_draws_and_empty_batches(tmp_path):
+    model, _ = pruned("vim", "auto")
+    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
+        export_onnx(model, tmp_path / "model.onnx", batch_size=0)
+    policy = model.plan.policy
+    apply_policy(model, policy.model_copy(update={"scorer": Scorer(name="random")}))
+    with pytest.raises(UsageError, match="'random', whose draws no graph can repeat"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_export_without_its_packages_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(ssmprune.export, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install onnx onnxscript"):
+        export_onnx(pruned("vim", "auto")[0], tmp_path / "model.onnx")

@@ -8,8 +8,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 import ssmprune
+from ssmprune.data import open_stream
 from ssmprune.models.checkpoints import shipped_checkpoint
 
 
@@ -63,6 +65,7 @@ def test_compiled_model_computes_and_learns_the_same(policy, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_inductor_computes_the_same(policy, batch):
     model = timm.create_model("vim_nano", policy=str(policy)).eval()
     with torch.inference_mode():
@@ -103,8 +106,6 @@ def test_ddp_makes_the_steps_of_one_process(policy, tmp_path):
     weights = [json.loads(process.communicate()[0]) for process in processes]
     model = timm.create_model("vim_nano", policy=str(policy))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    from ssmprune.data import open_stream
-
     stream = open_stream("digits", image_size=(48, 48), channels=1, batch_size=4)
     for _, (images, labels) in zip(range(2), stream.batches(), strict=False):
         optimizer.zero_grad()
@@ -142,7 +143,7 @@ def test_lightning_fits_a_pruned_model(policy, batch, tmp_path):
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(classifier, [batch] * 10)
+    trainer.fit(classifier, DataLoader([batch] * 10, batch_size=None))
     assert len(classifier.losses) == 10
     assert classifier.losses[-1] < 0.7 * classifier.losses[0]
     path = next(tmp_path.rglob("*.ckpt"))

@@ -234,7 +234,7 @@ def test_a_folder_of_images_is_trained_on_with_augmentation(tmp_path, photos):
 
 def test_an_augmentation_that_timm_does_not_know_is_refused(tmp_path, photos):
     with pytest.raises(UsageError, match="augment must be one of timm's"):
-        train("vim_photo", str(photos), tmp_path / "out", STILL.changed(augment="rand-x"))
+        train("vim_photo", str(photos), tmp_path / "out", STILL.changed(augment="nonsense"))
 
 
 def test_unreadable_images_are_all_told_before_anything_is_written(tmp_path, photos):
