@@ -69,7 +69,7 @@ def test_code_of_the_page_on_extending_runs_and_is_short(tmp_path):
 
 
 # What needs data or a cluster of the reader's own; its options are checked instead.
-NOT_HERE = ("imagenet/val",)
+NOT_HERE = ("imagenet",)
 
 
 @pytest.mark.slow
