@@ -120,7 +120,7 @@ def nano(**changes) -> str:
             "scorer must do without a class token on plainmamba_l1, got 'cls_similarity' at "
             "scorer.name (policy, line 5); use clipped_sum, delta, ",
         ),
-        (nano(alignment={"decay": "zero"}), "unknown decay 'zero'; did you mean zero_input"),
+        (nano(alignment={"decay": "zero"}), "unknown decay 'zero'"),
         (nano(alignment={"strength": 1.5}), "strength must be less than or equal to 1, got 1.5"),
         ("model: [", "must be plain YAML"),
         ("a: !!python/object/apply:os.system ['true']", "must be plain YAML"),

@@ -221,6 +221,8 @@ class Front {
   }
 
   nearest(event) {
+    const hit = event.target.closest(".point");
+    if (hit) return this.targets.find((target) => target.group === hit);
     const box = this.svg.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     let best = null;

@@ -232,7 +232,7 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         ({"ratios": ratios(layers=[4, 2])}, ["ascend, got [4, 2]", "list each once, sorted"]),
         ({"ratios": ratios(per="stage")}, ["stages must be given with `per: stage`"]),
         ({"ratios": ratios(stages=2)}, ["stages must be given with `per: stage`"]),
-        ({"alignment": {"decay": ["zero"]}}, ["unknown decay 'zero'; did you mean zero_input"]),
+        ({"alignment": {"decay": ["zero"]}}, ["unknown decay 'zero'", "did you mean zero_input"]),
         ({"reduction": "grid"}, ["reduction must be tokens for vim_nano, got grid at reduction"]),
         ({"model": "vmamba_tiny_s1l8"}, ["reduction must be grid for vmamba_tiny_s1l8"]),
         (
