@@ -65,6 +65,17 @@ def opened(browser: Any, page: Path) -> Any:
     return browser
 
 
+# the first member of the front that no other point lies upon
+UNCOVERED = """
+document.querySelector("#front-chart").scrollIntoView({ block: "center" });
+return [...document.querySelectorAll("#front-chart .point.front")].find((point) => {
+  const box = point.querySelector("path").getBoundingClientRect();
+  const upmost = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return upmost && upmost.closest(".point") === point;
+});
+"""
+
+
 def all_of(browser: Any, selector: str) -> list[Any]:
     return browser.find_elements("css selector", selector)
 
@@ -101,18 +112,18 @@ def test_all_figures_are_drawn(opened: Any, page: Path) -> None:
 
 
 def test_hovering_a_point_shows_its_figures_and_a_click_its_policy(opened: Any) -> None:
-    point = all_of(opened, "#front-chart .point.front")[0]
+    point = opened.execute_script(UNCOVERED)
     marker = point.find_element("css selector", "path")
-    name = f"trial {point.get_attribute('data-id').removeprefix('trial-')}"
-    for _ in range(2):  # the first move scrolls, and is told before the page has scrolled
-        webdriver.ActionChains(opened).move_to_element(marker).perform()
-    tip = opened.find_element("css selector", ".tip")
-    assert tip.is_displayed() and tip.text.startswith(name)
+    identity = point.get_attribute("data-id")
+    name = f"trial {identity.removeprefix('trial-')}"
+    webdriver.ActionChains(opened).move_to_element(marker).perform()
+    tip = opened.find_element("css selector", "#front-chart .tip")
+    assert tip.is_displayed() and tip.text.startswith(name), tip.text
     assert "of the FLOPs" in tip.text and "search split" in tip.text
     webdriver.ActionChains(opened).move_to_element(marker).click().perform()
     assert text(opened, "#policy [data-part=name]") == name
     assert f"trial: {name.removeprefix('trial ')}\n" in text(opened, "[data-part=yaml]") + "\n"
-    assert opened.current_url.endswith(f"#{point.get_attribute('data-id')}")
+    assert opened.current_url.endswith(f"#{identity}")
 
 
 def test_keys_walk_along_the_front_and_choose(opened: Any) -> None:
