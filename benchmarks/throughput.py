@@ -1,7 +1,9 @@
 """Candidates per second of the search itself: two workers, an evaluator that costs nothing.
 
 Beside it what Ray Tune is usually told to do: one Tune trial per candidate, proposed by its
-`OptunaSearch`, with the same sampler, space and evaluator.
+`OptunaSearch`, with the same sampler, space and evaluator; in a process of its own, as is Tune's
+default, or in processes that stay (`reuse_actors`). It keeps its study in memory only, and
+evaluates equal and infeasible candidates like any other.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ WORKERS = 2
 
 def run() -> list[dict[str, Any]]:
     ours = [row(sampler, trials=1000) for sampler in ("nsga2", "random")] + [row("tpe", trials=300)]
-    return [*ours, peer(trials=60)]
+    return [*ours, peer(trials=10, reuse=False), peer(trials=300, reuse=True)]
 
 
 def row(sampler: str, trials: int) -> dict[str, Any]:
@@ -61,13 +63,10 @@ def row(sampler: str, trials: int) -> dict[str, Any]:
     }
 
 
-def peer(trials: int) -> dict[str, Any]:
+def peer(trials: int, reuse: bool) -> dict[str, Any]:
     """Ray Tune with Optuna, as its documentation puts them together."""
     space = SearchSpace.load(SPACE)
     evaluate = SyntheticEvaluator(space.model, "search")
-
-    def propose(trial: Any) -> None:
-        space.suggest(trial)
 
     def trainable(config: dict[str, Any]) -> None:
         start = time.time()
@@ -76,7 +75,7 @@ def peer(trials: int) -> dict[str, Any]:
         tune.report({**values, "start": start, "end": time.time()})
 
     searcher = OptunaSearch(
-        propose,
+        space.distributions(),
         metric=list(space.objectives),
         mode=["max" if objective == "top1" else "min" for objective in space.objectives],
         sampler=optuna.samplers.NSGAIISampler(seed=0),
@@ -87,14 +86,16 @@ def peer(trials: int) -> dict[str, Any]:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
-                search_alg=ConcurrencyLimiter(searcher, max_concurrent=WORKERS), num_samples=trials
+                search_alg=ConcurrencyLimiter(searcher, max_concurrent=WORKERS),
+                num_samples=trials,
+                reuse_actors=reuse,
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         figures = [result.metrics or {} for result in tuner.fit()]
     seconds = max(f["end"] for f in figures) - min(f["start"] for f in figures)
     return {
-        "one Tune trial is": "a candidate, of OptunaSearch",
+        "one Tune trial is": f"a candidate{', processes stay' if reuse else ''}",
         "sampler": "nsga2",
         "candidates": len(figures),
         "candidates/s": len(figures) / seconds,

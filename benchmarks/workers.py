@@ -132,7 +132,8 @@ def _bare_worker(address: StudyAddress, number: int, seconds: float, trials: int
     evaluate = SleepingEvaluators("vim_nano", seconds).open("search", 1)
     study = address.open(Owner("s", number, str(number)))
     while (suggestion := study.ask(trials)) is not None:
-        study.tell(suggestion.trial, evaluate(suggestion.policy))
+        race = study.race(suggestion.policy)
+        study.tell(suggestion.trial, evaluate(suggestion.policy, race), race)
 
 
 def run() -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from search.measurement import Measurement
 from search.service import StudyClosed
 from search.study import Owner
 from search.worker import Job, work
-from ssmprune.errors import SsmpruneError, UsageError
+from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.policy import Policy
 
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
@@ -78,7 +78,14 @@ def _start_ray(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         cpus = max(_cpu_count(), workers)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
+            ray.shutdown()
+            raise RunError(
+                f"Ray must start on this machine, but does not: {_last_line(fault)}; try again "
+                "when the machine is less busy."
+            ) from None
         return
     try:
         ray.init(address=address, **quiet)

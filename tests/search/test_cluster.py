@@ -24,7 +24,7 @@ from search.rundir import RunDirectory
 from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune import Policy
-from ssmprune.errors import UsageError
+from ssmprune.errors import RunError, UsageError
 
 import ray  # isort: skip
 from search.cluster import Pool, share_out  # isort: skip
@@ -96,6 +96,18 @@ def test_what_does_not_fit_is_refused_where_nobody_waits(
 def test_no_share_of_a_gpu_is_refused_for_workers_on_gpus() -> None:
     with pytest.raises(UsageError, match="--gpus-per-worker must be above 0 for --device cuda"):
         share_out(FOUR_GPUS, 2, "cuda", 0.0, wait=True)
+
+
+def test_ray_that_does_not_start_is_told_in_one_message(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(RunError, match="does not: The current node timed out during startup; try"):
+        search(space, tmp_path / "run", trials=5, evaluators=SyntheticEvaluators("vim_nano"))
+    assert not (tmp_path / "run").exists()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ssmprune.errors import RunError
 
 RUNS = int(os.environ.get("SSMPRUNE_SOAK", "6"))
 TRIALS = 400
-DEADLINE = 200.0
+DEADLINE = 500.0
 SPACE = """
 schema: ssmprune.space/1
 model: vim_nano
@@ -40,7 +40,7 @@ SEARCH = (
     "sys.exit(130 if result.interrupted else 0)"
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def start(space: Path, run_dir: Path, storage: str) -> subprocess.Popen[bytes]:
