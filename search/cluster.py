@@ -28,6 +28,7 @@ from search.study import Owner
 from search.worker import Job, work
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.policy import Policy
+from ssmprune.ray_address import check_answers
 
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 
@@ -88,6 +89,7 @@ def _start_ray(address: str | None, workers: int) -> None:
             ) from None
         return
     try:
+        check_answers(address)
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as fault:
         reason = _last_line(fault)

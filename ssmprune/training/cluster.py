@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ssmprune.errors import RunError, SsmpruneError, UsageError
+from ssmprune.ray_address import check_answers
 from ssmprune.training.directory import TrainDirectory
 from ssmprune.training.loop import Job, TrainingData, run
 from ssmprune.training.progress import Progress
@@ -101,6 +102,7 @@ def _running_ray(address: str | None, workers: int) -> Iterator[None]:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
+            check_answers(address)
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as fault:
             raise UsageError(

@@ -15,6 +15,9 @@ model: vim_nano
 stages: [{layer: 1, keep_ratio: 0.5}]
 """)
 
+# of Ray's about itself
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
