@@ -132,9 +132,24 @@ class Front {
     this.svg.append(this.layer);
     this.drawLine();
     for (const kind of ["candidate", "schedule", "smaller", "dense", "front"]) {
-      for (const place of this.placed(kind)) this.drawPoint(place, kind);
+      for (const place of this.placed(kind).filter((p) => this.isInside(p))) this.drawPoint(place, kind);
     }
+    const reachable = this.targets.filter(({ group }) => group.hasAttribute("tabindex"));
+    const entry = reachable.find(({ point }) => point.id === this.chosen) || reachable[0];
+    if (entry) entry.group.setAttribute("tabindex", 0);
     this.drawUnmeasured();
+    const outside = ["candidate", "schedule", "front"].flatMap((kind) => this.placed(kind))
+      .filter((place) => !this.isInside(place)).length;
+    if (outside) {
+      const at = { x: frame.right, y: frame.bottom - 8, class: "tick outside", "text-anchor": "end" };
+      this.svg.append(make("text", at, `${outside} outside the axes`));
+    }
+  }
+
+  isInside({ x, y }) {
+    const { left, right, top, bottom } = this.frame;
+    const [at, up] = [this.x(x[0]), this.y(y[0])];
+    return at >= left && at <= right && up >= top - 1 && up <= bottom + 1;
   }
 
   // Members that no other member beats in these two objectives.
@@ -177,8 +192,7 @@ class Front {
       group.append(make("text", { x: at + 10, y: up + 4, class: "tick" }, point.name));
     }
     if (this.report.policies[point.id]) {
-      const first = this.chosen ? point.id === this.chosen : !this.targets.some((t) => t.has);
-      group.setAttribute("tabindex", first ? 0 : -1);
+      group.setAttribute("tabindex", -1);
       group.setAttribute("role", "button");
       group.setAttribute("aria-label", this.lines(point).join(", "));
       group.addEventListener("focus", () => this.point(this.targets.find((t) => t.group === group)));
