@@ -175,12 +175,16 @@ class Postgres:
         """Kill the server and all its processes, and start it again."""
         lock = self._folder / "data" / "postmaster.pid"
         server = lock.read_text().split()[0]
+        os.kill(int(server), signal.SIGSTOP)  # lest it begins a process that is not in the list
         children = subprocess.run(["pgrep", "-P", server], capture_output=True, text=True)
         processes = [int(pid) for pid in (server, *children.stdout.split())]
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
         while any(_is_running(pid) for pid in processes):
             time.sleep(0.01)
+        # they name a process that may not be reaped yet, which counts as running
+        lock.unlink()
+        (self._folder / f".s.PGSQL.{self._port}.lock").unlink(missing_ok=True)
         self.start()
 
     def _call(self, program: str, *arguments: str) -> None:
@@ -188,7 +192,9 @@ class Postgres:
         if os.geteuid() == 0:
             user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
         call = [*user, str(self._programs / program), "-D", f"{self._folder}/data", *arguments]
-        subprocess.run(call, check=True, cwd=self._folder, stdout=subprocess.DEVNULL)
+        done = subprocess.run(call, cwd=self._folder, stdout=subprocess.DEVNULL)
+        log = self._folder / "log"
+        assert done.returncode == 0, log.read_text()[-2000:] if log.exists() else program
 
 
 def _is_running(pid: int) -> bool:
