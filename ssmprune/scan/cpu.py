@@ -32,6 +32,7 @@ from ssmprune.scan.simd import (
     VECTOR_BYTES,
     Static,
     add_to,
+    align_stack,
     dot,
     each,
     exp2,
@@ -40,15 +41,19 @@ from ssmprune.scan.simd import (
     kernel,
     lane_sums,
     load,
+    load_column,
     load_number,
     load_numbers,
+    load_rows,
     load_table,
     load_vectors,
     prefetch,
+    prefetch_to_write,
     sigmoid,
     softplus,
     splat,
     store,
+    store_rows,
     store_vectors,
     zeros,
 )
@@ -146,88 +151,141 @@ def _advance(state, A, B, decay_step, step_u):
     return exp2(decay_step * A) * state + B * step_u
 
 
-# one token of 16 channels in the scratch memory of the forward pass; y takes the place of step * u
+# scratch memory of the forward pass: for 16 channels of the tokens of a tile, y taking the place of
+# step * u, and for each block of channels A and the states before the tile
+_TILE_TOKENS = 32
 _DECAY_STEP, _STEP_U = (VECTOR_BYTES * i for i in range(2))
-_FORWARD_TOKEN_BYTES = 2 * VECTOR_BYTES
-_FORWARD_SCRATCH_BYTES = 1 << 20  # about half of a core's second cache
+_TILE_TOKEN_BYTES = 2 * VECTOR_BYTES
+_TILE_BYTES = _TILE_TOKENS * _TILE_TOKEN_BYTES
+
+_ABREAST, _ALONE = Static(4), Static(1)
+
+
+class _Tile(NamedTuple):
+    """The tokens of an image with the numbers from `start` to `stop` in the order of the walk."""
+
+    b: int
+    start: int
+    stop: int
+    scratch: int
 
 
 @inline
-def _prepare_steps(scan, b, first_block, last_block, scratch):
-    """The steps of all tokens, row by row as they lie in memory."""
-    whole = first_lanes(LANES)
-    token = scratch
-    for t in range(scan.length):
-        gap = _gap(scan, b, t)
-        u_row, delta_row = row_address(scan.u, b, t), row_address(scan.delta, b, t)
-        for block in range(first_block, last_block):
-            channels = _channels(scan, block)
-            u = load(u_row + channels.offset, channels.lanes)
-            step = load(delta_row + channels.offset, channels.lanes) + channels.delta_bias
-            if scan.delta_softplus:
-                step = softplus(step)
-            store(token + _DECAY_STEP, _decay_step(scan, channels, gap, step), whole)
-            store(token + _STEP_U, step * u, whole)
-            token += _FORWARD_TOKEN_BYTES
+def _walk(scan, rows, tile, number):
+    """The row of a token of the walk, and how far the next one's is from it, in bytes."""
+    t = scan.length - 1 - number if scan.reverse else number
+    stride = -rows.token_stride if scan.reverse else rows.token_stride
+    return row_address(rows, tile.b, t), stride
 
 
 @inline
-def _scan_channels(scan, b, block, scratch, row_bytes, states):
-    """Scan 16 channels: y, so far without D, takes the place of step * u."""
+def _load_tokens(scan, rows, tile, channels, number, count):
+    row, stride = _walk(scan, rows, tile, number)
+    return load_rows(row + channels.offset, stride, channels.lanes, count)
+
+
+@inline
+def _prefetch_tokens(scan, rows, tile, channels, number, count, fetch):
+    row, stride = _walk(scan, rows, tile, number)
+    for n in range(count.value):
+        fetch(row + channels.offset + n * stride)
+
+
+@inline
+def _prepare(scan, y, tile, channels, number, token, count):
+    """The steps of `count` tokens; asks for those of the next tile, and for where y goes."""
     whole = first_lanes(LANES)
-    A = _decay_rates(scan, block, 0, first_lanes(scan.width - block * LANES), states)
-    state = zeros(states)
-    for i in range(scan.length):
-        t = scan.length - 1 - i if scan.reverse else i
-        token = scratch + t * row_bytes
+    next_tile = number + _TILE_TOKENS
+    _prefetch_tokens(scan, scan.u, tile, channels, next_tile, count, prefetch)
+    _prefetch_tokens(scan, scan.delta, tile, channels, next_tile, count, prefetch)
+    _prefetch_tokens(scan, y, tile, channels, number, count, prefetch_to_write)
+    u = _load_tokens(scan, scan.u, tile, channels, number, count)
+    step = _load_tokens(scan, scan.delta, tile, channels, number, count) + channels.delta_bias
+    if scan.delta_softplus:
+        step = softplus(step)
+    decay_step = step
+    if scan.gap.address != 0:
+        gap_row, stride = _walk(scan, scan.gap, tile, number)
+        decay_step = _decay_step(scan, channels, load_column(gap_row, stride, count), step)
+    store_rows(token + _DECAY_STEP, _TILE_TOKEN_BYTES, decay_step, whole)
+    store_rows(token + _STEP_U, _TILE_TOKEN_BYTES, step * u, whole)
+
+
+@inline
+def _finish(scan, y, tile, channels, number, token, count):
+    """Add D u and the carry of `count` tokens, gate, and write y."""
+    u = _load_tokens(scan, scan.u, tile, channels, number, count)
+    total = load_rows(token + _STEP_U, _TILE_TOKEN_BYTES, first_lanes(LANES), count)
+    total += channels.D * u
+    if scan.carry.address != 0:
+        total += _load_tokens(scan, scan.carry, tile, channels, number, count)
+    if scan.z.address != 0:
+        z = _load_tokens(scan, scan.z, tile, channels, number, count)
+        total *= z * sigmoid(z)
+    y_row, stride = _walk(scan, y, tile, number)
+    store_rows(y_row + channels.offset, stride, total, channels.lanes)
+
+
+@inline
+def _for_all(part, scan, y, tile, channels):
+    """Call `part` for all tokens of a tile, with some at a time: enough to keep a CPU busy."""
+    together = tile.stop - (tile.stop - tile.start) % _ABREAST.value
+    for number in range(tile.start, together, _ABREAST.value):
+        token = tile.scratch + (number - tile.start) * _TILE_TOKEN_BYTES
+        part(scan, y, tile, channels, number, token, _ABREAST)
+    for number in range(together, tile.stop):
+        token = tile.scratch + (number - tile.start) * _TILE_TOKEN_BYTES
+        part(scan, y, tile, channels, number, token, _ALONE)
+
+
+@inline
+def _scan_tile(scan, tile, memory, states):
+    """Go on with the states of 16 channels; y, so far without D, takes the place of step * u."""
+    whole = first_lanes(LANES)
+    A = load_vectors(memory, states)
+    state = load_vectors(memory + states.value * VECTOR_BYTES, states)
+    for number in range(tile.start, tile.stop):
+        token = tile.scratch + (number - tile.start) * _TILE_TOKEN_BYTES
         decay_step, step_u = load(token + _DECAY_STEP, whole), load(token + _STEP_U, whole)
-        B = load_numbers(row_address(scan.B, b, t), states)
-        C = load_numbers(row_address(scan.C, b, t), states)
+        B = load_numbers(_walk(scan, scan.B, tile, number)[0], states)
+        C = load_numbers(_walk(scan, scan.C, tile, number)[0], states)
         state = each(_advance, (state, A, B, decay_step, step_u))
         store(token + _STEP_U, dot(C, state), whole)
-
-
-@inline
-def _finish_rows(scan, b, first_block, last_block, scratch, y):
-    """Add D u and the carry, gate, and write y, row by row as it lies in memory."""
-    whole = first_lanes(LANES)
-    token = scratch
-    for t in range(scan.length):
-        u_row, y_row = row_address(scan.u, b, t), row_address(y, b, t)
-        carry_row, z_row = row_address(scan.carry, b, t), row_address(scan.z, b, t)
-        for block in range(first_block, last_block):
-            channels = _channels(scan, block)
-            offset, lanes = channels.offset, channels.lanes
-            total = channels.D * load(u_row + offset, lanes) + load(token + _STEP_U, whole)
-            if scan.carry.address != 0:
-                total += load(carry_row + offset, lanes)
-            if scan.z.address != 0:
-                z = load(z_row + offset, lanes)
-                total *= z * sigmoid(z)
-            store(y_row + offset, total, lanes)
-            token += _FORWARD_TOKEN_BYTES
+    store_vectors(memory + states.value * VECTOR_BYTES, state)
 
 
 @kernel
 def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states):
     """Scan some blocks of 16 channels of an image per task, those from `first` to `last`.
 
-    `scratch` is the address of memory for L tokens of these channels per thread.
+    All blocks of a task scan a tile of tokens before any goes on to the next one: so what is under
+    way fits into a core's caches, however long the sequence. `scratch` is the address of memory for
+    a tile and `blocks_per_task` blocks per thread.
     """
+    align_stack()
     blocks = (scan.width + LANES - 1) // LANES
     tasks_per_image = (blocks + blocks_per_task - 1) // blocks_per_task
-    row_bytes = blocks_per_task * _FORWARD_TOKEN_BYTES
-    scratch += thread * scan.length * row_bytes
+    block_bytes = 2 * states.value * VECTOR_BYTES
+    scratch += thread * (_TILE_BYTES + blocks_per_task * block_bytes)
     for task in range(first, last):
         b = task // tasks_per_image
         first_block = task % tasks_per_image * blocks_per_task
         last_block = min(first_block + blocks_per_task, blocks)
-        row_bytes = (last_block - first_block) * _FORWARD_TOKEN_BYTES
-        _prepare_steps(scan, b, first_block, last_block, scratch)
+        memory = scratch + _TILE_BYTES
         for block in range(first_block, last_block):
-            column = scratch + (block - first_block) * _FORWARD_TOKEN_BYTES
-            _scan_channels(scan, b, block, column, row_bytes, states)
-        _finish_rows(scan, b, first_block, last_block, scratch, y)
+            lanes = first_lanes(scan.width - block * LANES)
+            store_vectors(memory, _decay_rates(scan, block, 0, lanes, states))
+            store_vectors(memory + states.value * VECTOR_BYTES, zeros(states))
+            memory += block_bytes
+        for start in range(0, scan.length, _TILE_TOKENS):
+            tile = _Tile(b, start, min(start + _TILE_TOKENS, scan.length), scratch)
+            memory = scratch + _TILE_BYTES
+            for block in range(first_block, last_block):
+                channels = _channels(scan, block)
+                _for_all(_prepare, scan, y, tile, channels)
+                _scan_tile(scan, tile, memory, states)
+                _for_all(_finish, scan, y, tile, channels)
+                memory += block_bytes
 
 
 @kernel
@@ -302,8 +360,9 @@ def _recompute_states(scan, gradients, now, states):
     for i in range(scan.length):
         t = scan.length - 1 - i if scan.reverse else i
         token = now.tokens + t * _TOKEN_BYTES
-        for rows in (gradients.dy, gradients.du, gradients.ddelta):
-            prefetch(row_address(rows, now.b, t) + now.channels.offset)
+        prefetch(row_address(gradients.dy, now.b, t) + now.channels.offset)
+        for rows in (gradients.du, gradients.ddelta):
+            prefetch_to_write(row_address(rows, now.b, t) + now.channels.offset)
         B = load_numbers(row_address(scan.B, now.b, t) + now.first_state * FLOAT_BYTES, states)
         decay = exp2(load(token + _DECAY_STEP, whole) * now.A)
         state = decay * state + B * load(token + _STEP_U, whole)
@@ -371,6 +430,7 @@ def _backward(first, last, thread, partition, scan, gradients, scratch, passes, 
     `passes` times `states` states make N; `scratch` is the address of memory for the `tokens` and
     the `history` of a `_Pass` per thread.
     """
+    align_stack()
     tokens_bytes = scan.length * _TOKEN_BYTES
     tokens = scratch + thread * (tokens_bytes + _history_bytes(scan.length, states.value))
     history = tokens + tokens_bytes
@@ -450,15 +510,13 @@ def scan_forward(
     ).checked()
     scan = inputs.scan(gap_scale, delta_softplus, reverse)
     y_BLE = torch.empty(u_BLE.shape)
+    images, state_size = u_BLE.shape[0], A_EN.shape[1]
     blocks = -(-scan.width // LANES)
-    block_bytes = scan.length * _FORWARD_TOKEN_BYTES
-    images = u_BLE.shape[0]
-    most = max(1, _FORWARD_SCRATCH_BYTES // block_bytes)
-    parts = max(-(-blocks // most), -(-thread_count(images * blocks) // images))  # of an image
+    parts = -(-thread_count(images * blocks) // images)  # of an image
     blocks_per_task = -(-blocks // parts)
     tasks = images * -(-blocks // blocks_per_task)
-    scratch = _scratch(tasks, blocks_per_task * block_bytes)
-    states = Static(A_EN.shape[1])
+    bytes_per_thread = _TILE_BYTES + blocks_per_task * 2 * state_size * VECTOR_BYTES
+    scratch, states = _scratch(tasks, bytes_per_thread), Static(state_size)
     work = scan, Rows.of(y_BLE), scratch.data_ptr(), blocks_per_task, states
     share(_forward_team, _forward, tasks, *work)
     return y_BLE

@@ -28,9 +28,11 @@ from ssmprune.scan.simd import (
     load,
     load_integer,
     load_number,
+    load_vectors,
     sigmoid,
     splat,
     store,
+    store_vectors,
     unrolled,
 )
 from ssmprune.scan.workers import Partition, blocks_of, images_of, in_team, ordered_sum, share
@@ -97,23 +99,30 @@ def _convolve(conv, offset, lanes, tap_rows):
     return total
 
 
+_ABREAST = Static(4)  # vectors at a time, enough to keep a CPU busy
+_ABREAST_BYTES = _ABREAST.value * VECTOR_BYTES
+
+
 @kernel
 def _forward(first, last, thread, conv, y, taps):
     """SiLU of the convolution for the tokens from `first` to `last` of all images in a row."""
     table = _weights_by_distance(conv, taps)
-    every = first_lanes(LANES)
-    rest = first_lanes(conv.width % LANES)
-    whole_bytes = conv.width // LANES * VECTOR_BYTES
+    row_bytes = conv.width * FLOAT_BYTES
+    abreast_bytes = row_bytes - row_bytes % _ABREAST_BYTES
     for row in range(first, last):
         b, t = row // conv.length, row % conv.length
         y_row = row_address(y, b, t)
         tap_rows = unrolled(_tap_addresses, (conv, table.ctypes.data, b, t, taps), taps)
-        for offset in range(0, whole_bytes, VECTOR_BYTES):
-            total = _convolve(conv, offset, every, tap_rows)
-            store(y_row + offset, total * sigmoid(total), every)
-        if conv.width % LANES:
-            total = _convolve(conv, whole_bytes, rest, tap_rows)
-            store(y_row + whole_bytes, total * sigmoid(total), rest)
+        for offset in range(0, abreast_bytes, _ABREAST_BYTES):
+            totals = load_vectors(conv.bias + offset, _ABREAST)
+            for weight_row, x_row in tap_rows:
+                weights = load_vectors(weight_row + offset, _ABREAST)
+                totals += weights * load_vectors(x_row + offset, _ABREAST)
+            store_vectors(y_row + offset, totals * sigmoid(totals))
+        for offset in range(abreast_bytes, row_bytes, VECTOR_BYTES):
+            lanes = first_lanes((row_bytes - offset) // FLOAT_BYTES)
+            total = _convolve(conv, offset, lanes, tap_rows)
+            store(y_row + offset, total * sigmoid(total), lanes)
 
 
 @kernel

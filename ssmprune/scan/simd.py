@@ -30,6 +30,7 @@ import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.imputils import lower_constant
 from numba.extending import (
     NativeValue,
     intrinsic,
@@ -125,15 +126,21 @@ register_model(_StaticType)(models.OpaqueModel)
 
 
 class Static:
-    """An integer known when the kernel is compiled; `value` inside a kernel."""
+    """An integer known when a kernel is compiled; an argument of it or a module's constant."""
 
     def __init__(self, value: int) -> None:
+        self.value = value
         self._numba_type_ = _StaticType(value)
 
 
 @unbox(_StaticType)
 def _unbox_static(numba_type: _StaticType, static: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
+
+
+@lower_constant(_StaticType)
+def _lower_static(context: Any, builder: ir.IRBuilder, numba_type: types.Type, static: Any) -> Any:
+    return context.get_dummy_value()
 
 
 @overload_attribute(_StaticType, "value")
@@ -303,6 +310,24 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Valu
 
 
 @primitive
+def align_stack(typingctx: Any) -> Any:
+    """Have the kernel that calls this keep vectors on whole cache lines of its stack.
+
+    LLVM only does so in a function that owns such a line when registers are given out. Without, a
+    vector for which no register is left straddles two lines, and costs twice.
+    """
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        line = cgutils.alloca_once(builder, _FLOATS)
+        line.align = VECTOR_BYTES
+        use = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [line.type]), "", "r", side_effect=True)
+        builder.call(use, [line])
+        return context.get_dummy_value()
+
+    return types.none(), lower
+
+
+@primitive
 def zeros(typingctx: Any, count: Any) -> Any:
     """`count` vectors of zeros."""
 
@@ -350,19 +375,34 @@ def _masked_load(builder: ir.IRBuilder, pointer: ir.Value, mask: ir.Value) -> ir
     return builder.call(function, [pointer, alignment, mask, _constant(0.0)])
 
 
+def _prefetch(builder: ir.IRBuilder, address: ir.Value, writes: bool) -> None:
+    pointer = _pointer(builder, address, ir.IntType(8))
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32]),
+        "llvm.prefetch.p0",
+    )
+    keep, data = ir.Constant(_INT32, 3), ir.Constant(_INT32, 1)
+    builder.call(function, [pointer, ir.Constant(_INT32, int(writes)), keep, data])
+
+
 @primitive
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the memory at `address` ahead of its use; any address will do."""
 
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        pointer = _pointer(builder, arguments[0], ir.IntType(8))
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32]),
-            "llvm.prefetch.p0",
-        )
-        read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
-        builder.call(function, [pointer, read, keep, data])
+        _prefetch(builder, arguments[0], writes=False)
+        return context.get_dummy_value()
+
+    return types.none(types.int64), lower
+
+
+@primitive
+def prefetch_to_write(typingctx: Any, address: Any) -> Any:
+    """`prefetch` for memory that is going to be written."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        _prefetch(builder, arguments[0], writes=True)
         return context.get_dummy_value()
 
     return types.none(types.int64), lower
@@ -375,15 +415,21 @@ def store(typingctx: Any, address: Any, vector: Any, mask: Any) -> Any:
     def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         address, vector, mask = arguments
         pointer = _pointer(builder, address, _FLOATS)
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(ir.VoidType(), [_FLOATS, pointer.type, _INT32, _BITS]),
-            f"llvm.masked.store.v{LANES}f32.p0",
-        )
-        builder.call(function, [vector, pointer, ir.Constant(_INT32, FLOAT_BYTES), mask])
+        _masked_store(builder, vector, pointer, mask)
         return context.get_dummy_value()
 
     return types.none(types.int64, Vector, Mask), lower
+
+
+def _masked_store(
+    builder: ir.IRBuilder, vector: ir.Value, pointer: ir.Value, mask: ir.Value
+) -> None:
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [_FLOATS, pointer.type, _INT32, _BITS]),
+        f"llvm.masked.store.v{LANES}f32.p0",
+    )
+    builder.call(function, [vector, pointer, ir.Constant(_INT32, FLOAT_BYTES), mask])
 
 
 @inline
@@ -481,6 +527,52 @@ def store_vectors(typingctx: Any, address: Any, vectors: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, vectors), lower
+
+
+@primitive
+def load_rows(typingctx: Any, address: Any, stride: Any, mask: Any, count: Any) -> Any:
+    """`count` vectors; the n-th one as `load` gives it from `address + n * stride` (bytes)."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address, stride, mask, _ = arguments
+        vectors = []
+        for _ in range(count.value):
+            vectors.append(_masked_load(builder, _pointer(builder, address, _FLOATS), mask))
+            address = builder.add(address, stride)
+        return _pack(builder, vectors)
+
+    return _VectorsType(count.value)(types.int64, types.int64, Mask, count), lower
+
+
+@primitive
+def load_column(typingctx: Any, address: Any, stride: Any, count: Any) -> Any:
+    """`count` vectors; the n-th one holds the float at `address + n * stride` (bytes) in each
+    lane."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address, stride, _ = arguments
+        vectors = []
+        for _ in range(count.value):
+            vectors.append(_splat(builder, builder.load(_pointer(builder, address, _FLOAT))))
+            address = builder.add(address, stride)
+        return _pack(builder, vectors)
+
+    return _VectorsType(count.value)(types.int64, types.int64, count), lower
+
+
+@primitive
+def store_rows(typingctx: Any, address: Any, stride: Any, vectors: Any, mask: Any) -> Any:
+    """Write the n-th of some vectors as `store` does to `address + n * stride` (bytes)."""
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address, stride, vectors, mask = arguments
+        numba_type = signature.args[2]
+        for vector in _unpack(context, builder, numba_type, vectors, numba_type.count):
+            _masked_store(builder, vector, _pointer(builder, address, _FLOATS), mask)
+            address = builder.add(address, stride)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, vectors, Mask), lower
 
 
 # --- sums ----------------------------------------------------------------------------------------
