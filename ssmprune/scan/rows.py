@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,12 @@ from torch import Tensor
 
 from ssmprune.errors import UsageError
 from ssmprune.scan.simd import inline
+
+# glibc takes no larger block from memory that it keeps
+_HUGE_BYTES = 1 << 25
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+if _madvise is not None:
+    _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 class Rows(NamedTuple):
@@ -48,6 +56,19 @@ def checked(name: str, x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise UsageError(f"{name} must be of shape ({expected}), got {tuple(x.shape)}.")
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def uninitialised(shape: torch.Size) -> Tensor:
+    """Memory for a result; on Linux in huge pages, where it is large.
+
+    The C library gives blocks of more than 32 MiB back to the system each time, and in pages of
+    4 KiB it takes longer to get them again than a kernel takes to fill them.
+    """
+    x = torch.empty(shape)
+    if x.nbytes >= _HUGE_BYTES and _madvise is not None:
+        first = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        _madvise(first, x.data_ptr() + x.nbytes - first, mmap.MADV_HUGEPAGE)
+    return x
 
 
 def copied(x: Tensor) -> Tensor:
