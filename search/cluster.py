@@ -26,6 +26,7 @@ from search.measurement import Measurement
 from search.service import StudyClosed
 from search.study import Owner
 from search.worker import Job, work
+from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.policy import Policy
 from ssmprune.ray_address import check_answers
@@ -78,7 +79,7 @@ def running_ray(address: str | None, workers: int) -> Iterator[None]:
 def _start_ray(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        cpus = max(_cpu_count(), workers)
+        cpus = max(cpu_count(), workers)
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
@@ -99,13 +100,6 @@ def _start_ray(address: str | None, workers: int) -> None:
             f"--address must be that of a running Ray cluster, got {address!r}: "
             f"{reason}; start one with `ray start --head`, or leave it out."
         ) from None
-
-
-def _cpu_count() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def own_address(address: str | None) -> str:

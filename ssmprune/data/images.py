@@ -28,6 +28,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ssmprune.cpus import cpu_count
 from ssmprune.data.base import Batch, ImageSet, fingerprint, stratified_order
 from ssmprune.errors import DataError, UsageError
 
@@ -38,7 +39,8 @@ CROP_SHARE = 0.875
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GIVEN_SPLITS = ("train", "val", "search", "holdout")
 _MOST_NAMED = 10
-_WORKERS = min(8, os.cpu_count() or 1)
+_WORKERS = min(8, cpu_count())
+_PINNED = torch.cuda.is_available()  # so that a GPU copies images while it computes
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -142,7 +144,8 @@ class FolderLoader:
             ahead = submit(0)
             for i, labels_B in enumerate(labels, start=1):
                 images, ahead = ahead, submit(i * self._batch_size)
-                yield torch.stack(list(images)), labels_B
+                batch = torch.stack(list(images))
+                yield batch.pin_memory() if _PINNED else batch, labels_B
 
     def _read(self, path: str) -> Tensor:
         return self._transform(read_image(path))
@@ -195,6 +198,7 @@ class FolderStream:
             ),
             num_workers=_WORKERS,
             collate_fn=_collate,
+            pin_memory=_PINNED,
         )
         for batch in loader:
             if isinstance(batch, DataError):

@@ -45,17 +45,21 @@ def checked(name: str, x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     Raises:
         UsageError: The shape differs, or `x` is not float32 on the CPU.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype != torch.float32 or not x.is_cpu:
         raise UsageError(
             f"the CPU kernels must get float32 on the CPU, got {x.dtype} on {x.device} for {name}; "
             "convert it or use the reference backend."
         )
-    if x.dim() != len(shape) or any(
-        size not in (None, given) for size, given in zip(shape, x.shape, strict=True)
-    ):
+    if x.shape != shape and not _fits(x.shape, shape):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise UsageError(f"{name} must be of shape ({expected}), got {tuple(x.shape)}.")
     return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _fits(given: torch.Size, shape: tuple[int | None, ...]) -> bool:
+    return len(given) == len(shape) and all(
+        size in (None, number) for size, number in zip(shape, given, strict=True)
+    )
 
 
 def uninitialised(shape: torch.Size) -> Tensor:

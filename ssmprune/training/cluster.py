@@ -21,6 +21,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.ray_address import check_answers
 from ssmprune.training.directory import TrainDirectory
@@ -98,7 +99,7 @@ def _running_ray(address: str | None, workers: int) -> Iterator[None]:
         yield
         return
     if address is None:
-        cpus = max(len(os.sched_getaffinity(0)), workers)
+        cpus = max(cpu_count(), workers)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
