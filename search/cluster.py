@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -21,7 +21,6 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 import ray
 from ray import tune
 
-from search.evaluator import Evaluators
 from search.measurement import Measurement
 from search.service import StudyClosed
 from search.study import Owner
@@ -30,6 +29,9 @@ from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.policy import Policy
 from ssmprune.ray_address import check_answers
+
+if TYPE_CHECKING:  # brings torch, which an evaluator may do without
+    from search.evaluator import Evaluators
 
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 

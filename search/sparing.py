@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import sys
+from typing import TYPE_CHECKING
 
-from search.evaluator import Evaluators
 from search.measurement import Measurement
 from search.racing import Race
 from ssmprune.policy import Policy
+
+if TYPE_CHECKING:  # brings torch, which an evaluator may do without
+    from search.evaluator import Evaluators
 
 
 class Sparing:
@@ -34,7 +37,10 @@ class Sparing:
         while True:
             try:
                 return self._evaluate(policy, race)
-            except torch.OutOfMemoryError:
+            except Exception as fault:
+                torch = sys.modules.get("torch")  # not loaded: the fault is none of its
+                if torch is None or not isinstance(fault, torch.OutOfMemoryError):
+                    raise
                 smaller = self._evaluators.with_half_batch()
                 if smaller is None:
                     raise

@@ -6,13 +6,16 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from search.evaluator import Evaluator, Evaluators
 from search.front import front
 from search.measurement import Measurement
 from search.racing import Race
 from search.sparing import Sparing
 from search.study import Owner, Study, Suggestion
+
+if TYPE_CHECKING:  # brings torch, which an evaluator may do without
+    from search.evaluator import Evaluator, Evaluators
 
 REPORT_SECONDS = 5.0
 WAIT_SECONDS = 0.05

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ssmprune.errors import UsageError
 from ssmprune.policy import Alignment, decay_names
-from ssmprune.scan import Gaps
 
-DecayFunction = Callable[[Tensor, Tensor, float], Gaps]
+if TYPE_CHECKING:  # a policy needs the names alone
+    from torch import Tensor
+
+    from ssmprune.scan import Gaps
+
+DecayFunction = Callable[["Tensor", "Tensor", float], "Gaps"]
 
 _decays: dict[str, DecayFunction] = {}
 
@@ -50,11 +52,17 @@ def register_decay(name: str) -> Callable[[DecayFunction], DecayFunction]:
 
 @register_decay("zero_input")
 def _zero_input(counts_BL: Tensor, delta_bias_E: Tensor, strength: float) -> Gaps:
+    import torch.nn.functional as F
+
+    from ssmprune.scan import Gaps
+
     return Gaps(counts_BL, strength * F.softplus(delta_bias_E), 0.0)
 
 
 @register_decay("neighbor")
 def _neighbor(counts_BL: Tensor, delta_bias_E: Tensor, strength: float) -> Gaps:
+    from ssmprune.scan import Gaps
+
     return Gaps(counts_BL, None, strength)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
 
 from ssmprune.errors import PolicyError
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Alignment, Policy, Scorer, Stage
 from ssmprune.pruning.scorers import Features, find_scorer
-from ssmprune.pruning.select import select_tokens
+
+if TYPE_CHECKING:  # a policy's FLOPs need the plan alone
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class PruningStep:
 
     def select(self, features: Features) -> Tensor:
         """Ascending indices of the tokens that stay, (B, keep_count)."""
+        from ssmprune.pruning.select import select_tokens
+
         scores = find_scorer(self.scorer.name).score(features)
         return select_tokens(scores, self.keep_count, features.prefix)
 

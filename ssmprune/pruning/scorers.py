@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ssmprune.errors import UsageError
 from ssmprune.policy import class_token_scorers, scorer_names
+
+if TYPE_CHECKING:  # a policy's FLOPs need the prices alone
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Features:
     seed: int
 
 
-ScoreFunction = Callable[[Features], Tensor]
+ScoreFunction = Callable[[Features], "Tensor"]
 CostFunction = Callable[[int, int, int], int]
 
 
@@ -124,6 +124,8 @@ def l2(features: Features) -> Tensor:
 @register_scorer("delta", flops=lambda L, E, K: L * E)
 def delta(features: Features) -> Tensor:
     """Mean over channels of the step, summed over directions (MTR, arXiv 2507.14042)."""
+    import torch.nn.functional as F
+
     steps = [F.softplus(raw + bias) for raw, bias in features.steps]
     total = steps[0]
     for step in steps[1:]:
@@ -143,6 +145,8 @@ def cls_similarity(features: Features) -> Tensor:
 @register_scorer("random", flops=lambda L, E, K: L)
 def random(features: Features) -> Tensor:
     """A number drawn for each position, the same for every image, from the policy's seed."""
+    import torch
+
     generator = torch.Generator().manual_seed(features.seed * 1000 + features.layer)
     length = 1 << 16  # above any sequence length, so that a position's number never depends on it
     noise = torch.rand(length, generator=generator).to(features.y.device)
