@@ -31,6 +31,7 @@ from search.cluster import (
 from search.evaluator import Evaluators, ModelEvaluators
 from search.front import front
 from search.journal import recover
+from search.ledger import Counts
 from search.measurement import Candidate
 from search.progress import SearchProgress
 from search.rundir import RunDirectory
@@ -39,7 +40,7 @@ from search.service import StudyService
 from search.space import SearchSpace
 from search.standing import Observer
 from search.storage import JOURNAL, Database, Place, Store, move, without_password
-from search.study import Counts, Study
+from search.study import Study
 from search.warmstart import warm_start as find_warm_start
 from search.worker import Job
 from ssmprune.devices import find_device

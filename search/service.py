@@ -100,12 +100,15 @@ class StudyService:
         self._study, self._say = study, say
         self._changed = threading.Condition()
         self._is_open = True
+        self._written = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="disk", daemon=True)
         self._listener = Listener((host, 0), backlog=_BACKLOG)
         port = int(self._listener.address[1])
         self.address = StudyAddress(host, port, secrets.token_bytes(32))
 
     def __enter__(self) -> StudyService:
         threading.Thread(target=self._accept, name="study", daemon=True).start()
+        self._keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,6 +116,8 @@ class StudyService:
         if self._changed.acquire(timeout=_CLOSING_SECONDS):  # unless a call waits for its database
             self._changed.notify_all()
             self._changed.release()
+        self._written.set()
+        self._keeper.join(_CLOSING_SECONDS)
         with suppress(OSError):  # wakes the thread that accepts
             socket.create_connection(self._listener.address, timeout=1).close()
         self._listener.close()
@@ -150,10 +155,7 @@ class StudyService:
             except RunError as fault:
                 self.fault = fault
             except OSError as fault:
-                self.fault = RunError(
-                    f"a search must be able to write its study, but {study.run.journal_path} "
-                    f"cannot be written: {fault.strerror}; make room, and go on with --resume."
-                )
+                self.fault = _unwritable(study, fault)
             raise self.fault
 
     def _act(self, study: Study, action: Callable[[Study], T]) -> T:
@@ -201,6 +203,7 @@ class StudyService:
                 answer = self._use(study, partial(_get, name=name, arguments=arguments))
                 if self.waiting and self._use(study, partial(_has_freed, name=name)):
                     self._changed.notify_all()
+            self._written.set()
             return None, answer
         except StudyClosed as fault:
             return fault, None
@@ -209,6 +212,23 @@ class StudyService:
                 return StudyClosed(), None
             self._say(f"search: a worker's {name} failed with {type(fault).__name__}: {fault}")
             return fault, None
+
+    def _keep(self) -> None:
+        """Bring to the disk what workers have told, all that came meanwhile at once.
+
+        Nobody waits for it: what a dead process has written stays, and what a machine that loses
+        its power has not is evaluated again.
+        """
+        is_open = True
+        while is_open:
+            self._written.wait()
+            self._written.clear()
+            is_open = self._is_open
+            try:
+                self._study.sync()
+            except OSError as fault:
+                self.fault = _unwritable(self._study, fault)
+                return
 
     def _ask(self, study: Study, trials: int) -> Suggestion | None:
         """The next candidate; waits for those of others, which come back if their worker dies."""
@@ -232,6 +252,13 @@ def _get(study: Study, name: str, arguments: tuple[Any, ...]) -> Any:
 def _has_freed(study: Study, name: str) -> bool:
     """Whether a call has given waiting workers something to do, or nothing to wait for."""
     return name == "take_over" or not study.counts().running
+
+
+def _unwritable(study: Study, fault: OSError) -> RunError:
+    return RunError(
+        f"a search must be able to write its study, but {study.run.journal_path} "
+        f"cannot be written: {fault.strerror}; make room, and go on with --resume."
+    )
 
 
 def _is_under_way(study: Study) -> bool:

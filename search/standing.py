@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from search.front import dense_reference, front, hypervolume
+from search.ledger import Counts
 from search.measurement import Candidate, Measurement
-from search.study import Counts, Study
+from search.study import Study
 
 WINDOW_SECONDS = 60.0
 BANDS = tuple(tenth / 10 for tenth in range(1, 11))

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.front import pruning_key
+from search.ledger import Counts, Ledger, became, candidate_policy
 from search.measurement import Candidate, Measurement
 from search.portfolio import choose
 from search.racing import Cost, Race, Rival, find_rival, pack, unpack
@@ -65,36 +65,6 @@ class Suggestion:
     policy: Policy
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Trials of a study by what became of them.
-
-    Attributes:
-        evaluated: Candidates with a measurement on all images.
-        stopped: Candidates that a rival stopped early.
-        failed: Candidates whose evaluation failed.
-        running: Candidates that a worker evaluates, or evaluated when it died.
-        waiting: Candidates in the queue.
-        duplicate: Proposals equal to an earlier one; answered from the record.
-        infeasible: Proposals that broke the FLOPs limits.
-        lost: Evaluations that ended with their worker; their candidates were queued again.
-    """
-
-    evaluated: int = 0
-    stopped: int = 0
-    failed: int = 0
-    running: int = 0
-    waiting: int = 0
-    duplicate: int = 0
-    infeasible: int = 0
-    lost: int = 0
-
-    @property
-    def finished(self) -> int:
-        """What counts towards the number of trials of a search."""
-        return self.evaluated + self.stopped + self.failed
-
-
 class Study:
     """One process's view of the study of a run."""
 
@@ -115,6 +85,7 @@ class Study:
         self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
         self._distributions = self.space.distributions()
         self._rivals: dict[int, Rival] = {}
+        self._ledger = Ledger(self._source)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self._store = Store(run.place)
@@ -198,7 +169,8 @@ class Study:
         for _ in range(_MOST_MISSES):
             with self._store.exclusive():
                 known = self._trials()
-                counts = _count(known)
+                self._ledger.read(known)
+                counts = self._ledger.counts()
                 if not self.in_session or counts.finished + counts.running >= trials:
                     return None
                 if self.exhausted and not counts.waiting:
@@ -224,7 +196,7 @@ class Study:
             self._close(trial.number, "infeasible", fault)
             return None
         key = repr(pruning_key(policy))
-        twin = next((t for t in known if _key(t) == key), None)
+        twin = self._ledger.twin(key)
         if twin is None:
             candidate = {
                 "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -283,7 +255,6 @@ class Study:
             self._set_race(trial, race)
             self._set(trial, "measurement", measurement.to_dict())
             self._study.tell(trial, values)
-        self._store.sync()
         return True
 
     def _set_race(self, trial: int, race: Race | None) -> None:
@@ -303,8 +274,11 @@ class Study:
             if not self._is_running(trial):
                 return False
             self._close(trial, "failed", reason)
-        self._store.sync()
         return True
+
+    def sync(self) -> None:
+        """Return when all that was told is on the disk; others may use the study meanwhile."""
+        self._store.sync()
 
     def close_lost(self, is_dead: Callable[[Owner], bool]) -> int:
         """Close the trials of dead workers and put their candidates back into the queue.
@@ -346,41 +320,32 @@ class Study:
         else:
             params = attributes.get("params")
             if "candidate" in attributes:
-                params = self.space.params(_policy(trial))
+                params = self.space.params(candidate_policy(trial))
             if params is not None:
                 _enqueue(self._study, params, self._source(trial), attempt + 1)
             self._close(trial.number, "lost", "its worker died")
 
     def counts(self) -> Counts:
         """Trials by what became of them."""
-        return _count(self._trials())
+        return self._read().counts()
 
     def failures(self) -> list[tuple[int, str]]:
         """Numbers and reasons of the candidates whose evaluation failed."""
         return [
             (trial.number, trial.user_attrs["closed"]["reason"])
             for trial in self._trials()
-            if _closed_as(trial) == "failed"
+            if trial.state == TrialState.FAIL and became(trial) == "failed"
         ]
 
     def candidates(self) -> list[Candidate]:
         """The evaluated candidates that keep to the space's limits, in order of their trials."""
         holdout = self._study.user_attrs
-        found = []
-        for trial in self._trials():
-            if not _is_evaluated(trial):
-                continue
-            measurement = Measurement.from_dict(trial.user_attrs["measurement"])
-            figures = holdout.get(f"holdout:{trial.number}")
-            candidate = Candidate(
-                trial=trial.number,
-                policy=_policy(trial),
-                source=self._source(trial),
-                search=measurement,
-                holdout=Measurement.from_dict(figures) if figures else None,
-            )
-            if self.space.admits(measurement):
-                found.append(candidate)
+        evaluated = self._read().evaluated
+        found = [evaluated[n] for n in sorted(evaluated) if self.space.admits(evaluated[n].search)]
+        for place, candidate in enumerate(found):
+            figures = holdout.get(f"holdout:{candidate.trial}")
+            if figures:
+                found[place] = replace(candidate, holdout=Measurement.from_dict(figures))
         return found
 
     def trials(self) -> list[FrozenTrial]:
@@ -397,13 +362,20 @@ class Study:
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
+    def _read(self) -> Ledger:
+        self._ledger.read(self._trials())
+        return self._ledger
+
     def _is_running(self, trial: int) -> bool:
-        return self._trials()[trial].state == TrialState.RUNNING
+        storage = self._store.storage
+        return storage.get_trial(self._trial_id(trial)).state == TrialState.RUNNING
+
+    def _trial_id(self, trial: int) -> int:
+        storage = self._store.storage
+        return storage.get_trial_id_from_study_id_trial_number(self._study_id, trial)
 
     def _set(self, trial: int, key: str, value: Any) -> None:
-        storage = self._store.storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, trial)
-        storage.set_trial_user_attr(trial_id, key, value)
+        self._store.storage.set_trial_user_attr(self._trial_id(trial), key, value)
 
     def _close(self, trial: int, kind: str, reason: str) -> None:
         self._set(trial, "closed", {"as": kind, "reason": reason})
@@ -424,38 +396,9 @@ def _enqueue(study: optuna.Study, params: dict[str, Any], source: str, attempt: 
     study.enqueue_trial(params, user_attrs=attributes)
 
 
-def _policy(trial: FrozenTrial) -> Policy:
-    return Policy.model_validate(trial.user_attrs["candidate"]["policy"])
-
-
-def _completed_as(trial: FrozenTrial) -> str:
-    if not _is_own(trial):
-        return "duplicate"
-    return "stopped" if _is_stopped(trial) else "evaluated"
-
-
-def _closed_as(trial: FrozenTrial) -> str | None:
-    closed = trial.user_attrs.get("closed")
-    return str(closed["as"]) if closed else None
-
-
-def _key(trial: FrozenTrial) -> str | None:
-    """Equal for candidates that prune alike; None for what was never, or not to the end, tried."""
-    candidate = trial.user_attrs.get("candidate")
-    return str(candidate["key"]) if candidate and _closed_as(trial) != "lost" else None
-
-
 def _is_evaluated(trial: FrozenTrial) -> bool:
     """Whether a trial has figures of its own, on all images."""
-    return trial.state == TrialState.COMPLETE and _is_own(trial) and not _is_stopped(trial)
-
-
-def _is_own(trial: FrozenTrial) -> bool:
-    return "answered_by" not in trial.user_attrs
-
-
-def _is_stopped(trial: FrozenTrial) -> bool:
-    return "stopped" in trial.user_attrs
+    return trial.state == TrialState.COMPLETE and became(trial) == "evaluated"
 
 
 def _is_rival(trial: FrozenTrial) -> bool:
@@ -465,7 +408,7 @@ def _is_rival(trial: FrozenTrial) -> bool:
 def _rival(trial: FrozenTrial) -> Rival:
     return Rival(
         trial.number,
-        Cost.of(_policy(trial)),
+        Cost.of(candidate_policy(trial)),
         Measurement.from_dict(trial.user_attrs["measurement"]),
         unpack(trial.user_attrs["correct"]),
     )
@@ -477,15 +420,3 @@ def _is_abandoned(trial: FrozenTrial, is_dead: Callable[[Owner], bool]) -> bool:
         return False
     candidate = trial.user_attrs.get("candidate")
     return candidate is None or is_dead(Owner(**candidate["owner"]))
-
-
-def _count(trials: Iterable[FrozenTrial]) -> Counts:
-    kinds: Counter[str] = Counter()
-    for trial in trials:
-        if trial.state == TrialState.COMPLETE:
-            kinds[_completed_as(trial)] += 1
-        elif trial.state == TrialState.FAIL:
-            kinds[_closed_as(trial) or "failed"] += 1
-        else:
-            kinds[trial.state.name.lower()] += 1
-    return Counts(**kinds)

@@ -31,8 +31,6 @@ def test_policies_their_flops_and_search_workers_do_without_torch():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import ssmprune, timm",
-        "import timm, ssmprune",
         "import timm.data, ssmprune",
         "import ssmprune; from timm.models import list_models; import timm",
         "from ssmprune import create_model; import timm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from search.ledger import Counts
 from search.measurement import Objective
 from search.outcome import Outcome
 from search.report.history import Choice, Moment, choices, follow, importances
@@ -15,7 +16,7 @@ from search.report.references import (
     find_schedules,
     find_smaller_models,
 )
-from search.study import Counts, Study
+from search.study import Study
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def test_search_refuses_a_bad_checkpoint(space: Path, tmp_path: Path, content: b
 def searched(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> list[dict[str, Any]]:
     """Calls of the search, which finds the finished run at once."""
     import search.launch
-    from search.study import Counts
+    from search.ledger import Counts
 
     calls: list[dict[str, Any]] = []
 

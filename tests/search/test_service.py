@@ -139,7 +139,7 @@ def test_properties_and_faults_come_over_the_connection(
     study = worker(service, 0)
     assert study.space == run.space
     assert study.in_session is True
-    with pytest.raises(IndexError):
+    with pytest.raises(KeyError):
         study.tell(999, evaluate(Policy(model="vim_nano", stages=())))
     assert study.counts().evaluated == 0
 
@@ -174,6 +174,37 @@ def test_full_disk_ends_the_search_and_loses_nothing_that_was_told(
     while suggestion := again.ask(20):
         tell(again, suggestion)
     assert (again.counts().evaluated, again.counts().lost) == (20, 1)
+
+
+def test_what_was_told_goes_to_the_disk_while_the_study_is_used(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, synced = threading.Event(), []
+
+    def sync(handle: int) -> None:
+        assert slow.wait(timeout=30)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr("search.journal.os.fsync", sync)
+    Study(run).begin_session("s")
+    with StudyService(Study(run), "127.0.0.1", print) as service:
+        study = worker(service, 0)
+        for _ in range(5):  # none of which waits for the disk
+            tell(study, study.ask(20))
+        slow.set()
+    assert synced[-1] == run.journal_path.stat().st_size
+
+
+def test_disk_that_fails_afterwards_ends_the_search(
+    service: StudyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.journal.os.fsync", refuse)
+    study = worker(service, 0)
+    tell(study, study.ask(20))
+    wait_until(lambda: service.fault is not None)
+    assert "No space left on device; make room" in str(service.fault)
+    with pytest.raises(StudyClosed):
+        study.ask(20)
 
 
 def refuse(*_: object) -> int:

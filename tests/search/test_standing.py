@@ -12,12 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from search import progress, standing
 from search.board import Board
+from search.ledger import Counts
 from search.measurement import Candidate, Measurement
 from search.outcome import Outcome
 from search.progress import SearchProgress
 from search.rundir import RunDirectory
 from search.standing import Observer, Standing, best_by_flops
-from search.study import Counts, Study
+from search.study import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
 

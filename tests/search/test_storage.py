@@ -10,9 +10,10 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 
+from search.ledger import Counts
 from search.rundir import RunDirectory
 from search.storage import Database, Place, Store, move, without_password
-from search.study import Counts, Owner, Study, candidates
+from search.study import Owner, Study, candidates
 from search.synthetic import SyntheticEvaluator
 from ssmprune.errors import RunError, UsageError
 

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from search.front import pruning_key
+from search.ledger import Counts
 from search.portfolio import ARMS
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS, make_sampler
 from search.space import SearchSpace
-from search.study import Counts, Owner, Study, Suggestion, candidates
+from search.study import Owner, Study, Suggestion, candidates
 from search.synthetic import SyntheticEvaluator
 from ssmprune import Policy
 from ssmprune.errors import RunError, UsageError

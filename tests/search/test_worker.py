@@ -14,10 +14,11 @@ import pytest
 from search import worker
 from search.evaluator import Evaluator
 from search.front import front
+from search.ledger import Counts
 from search.measurement import Measurement
 from search.racing import Race
 from search.rundir import RunDirectory
-from search.study import Counts, Study, candidates
+from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from search.worker import Job, work
 from ssmprune import Policy
