@@ -161,4 +161,18 @@ def test_killed_search_is_whole_in_the_end(
     assert counts.running == counts.waiting == counts.failed == 0
     exact = SyntheticEvaluator("vim_nano", "search")
     assert all(c.search == exact(c.policy) for c in found)
-    assert all(member.holdout for member in front(found, ("top1", "flops")))
+    members = front(found, ("top1", "flops"))
+    assert all(member.holdout for member in members)
+    recorded = set(records(run_dir))
+    best = {
+        (top1, flops)
+        for top1, flops in recorded
+        if not any(t >= top1 and f <= flops and (t, f) != (top1, flops) for t, f in recorded)
+    }
+    assert {(m.search.top1, m.search.flops) for m in members} == best
+
+
+def records(run_dir: Path) -> list[tuple[float, float]]:
+    """The values of all trials that have any, as Optuna has stored them."""
+    trials = Study(RunDirectory.open(run_dir)).trials()
+    return [(trial.values[0], trial.values[1]) for trial in trials if trial.values]
