@@ -17,7 +17,7 @@ from search.study import Owner, Study, Suggestion
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
     from search.evaluator import Evaluator, Evaluators
 
-REPORT_SECONDS = 5.0
+REPORT_SECONDS = 60.0  # a worker waits for Tune each time, some 20 ms
 WAIT_SECONDS = 0.05
 
 
@@ -54,7 +54,7 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
     Args:
         job: The search.
         worker: This worker's number.
-        report: Takes the number of candidates told so far, every few seconds and at the end.
+        report: Takes the number of candidates told so far, every minute and at the end.
     """
     study = job.open_study(Owner(job.session, worker, uuid.uuid4().hex))
     study.take_over()
