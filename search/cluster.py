@@ -33,6 +33,7 @@ from ssmprune.ray_address import check_answers
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
     from search.evaluator import Evaluators
 
+_MOST_STARTS = 3  # of Ray, which gives itself 30 s each time, too little on a machine that is busy
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 
 
@@ -81,16 +82,18 @@ def running_ray(address: str | None, workers: int) -> Iterator[None]:
 def _start_ray(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        cpus = max(cpu_count(), workers)
-        try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
-            ray.shutdown()
-            raise RunError(
-                f"Ray must start on this machine, but does not: {_last_line(fault)}; try again "
-                "when the machine is less busy."
-            ) from None
-        return
+        cpus, reason = max(cpu_count(), workers), ""
+        for _ in range(_MOST_STARTS):
+            try:
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+                return
+            except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
+                ray.shutdown()
+                reason = _last_line(fault)
+        raise RunError(
+            f"Ray must start on this machine, but does not: {reason}; try again when the machine "
+            "is less busy."
+        )
     try:
         check_answers(address)
         ray.init(address=address, **quiet)
