@@ -149,6 +149,7 @@ def test_search_approaches_the_best_front(finished: SearchResult) -> None:
     assert sorted(losses)[len(losses) // 2] < 4
 
 
+@pytest.mark.slow
 def test_same_seed_with_one_worker_gives_the_same_candidates_also_when_resumed(
     ray_here: None, space: Path, tmp_path: Path
 ) -> None:
