@@ -142,6 +142,12 @@ class Top1Limits(FilePart):
     min: float = Field(ge=0, lt=100, description="the lowest accuracy in per cent, in [0, 100)")
 
 
+class LatencyLimits(FilePart):
+    """A bound of the latency over the dense model's."""
+
+    max: float = Field(gt=0, description="the highest share, above 0")
+
+
 class Limits(FilePart):
     """What a candidate must keep to."""
 
@@ -151,6 +157,11 @@ class Limits(FilePart):
     top1: Top1Limits = Field(
         default=Top1Limits(min=0.0),
         description="a bound of the accuracy: min; candidates below it never enter the front",
+    )
+    latency_ratio: LatencyLimits | None = Field(
+        default=None,
+        description="a bound of the latency over the dense model's: max; for the objective "
+        "latency_ms; candidates above it never enter the front",
     )
 
 
@@ -214,7 +225,9 @@ class SearchSpace(FilePart):
     objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = _choices(
         "a list of top1, flops, latency_ms", ("top1", "flops")
     )
-    limits: Limits = Field(default=Limits(), description="bounds of flops_ratio and top1")
+    limits: Limits = Field(
+        default=Limits(), description="bounds of flops_ratio, top1 and latency_ratio"
+    )
     schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
         default=(), description="a list of known schedules to try first"
     )
@@ -242,7 +255,11 @@ class SearchSpace(FilePart):
     def _parse(cls, file: YamlFile) -> SearchSpace:
         fitting = [*_misplaced_layers(file), *_unfit_choices(file)]
         space = parse(file, cls, SpaceError, fitting)
-        faults = [*space._reduction_faults(file), *space._schedule_faults(file)]
+        faults = [
+            *space._reduction_faults(file),
+            *space._schedule_faults(file),
+            *space._limit_faults(file),
+        ]
         if faults:
             raise SpaceError("\n".join(faults))
         return space
@@ -365,6 +382,9 @@ class SearchSpace(FilePart):
 
     def admits(self, measurement: Measurement) -> bool:
         """Whether a measured candidate keeps to the limits on what is measured."""
+        limit = self.limits.latency_ratio
+        if limit is not None and measurement.latency_ratio > limit.max:
+            return False
         return measurement.top1 >= self.limits.top1.min
 
     def known_schedules(self) -> list[tuple[str, Policy]]:
@@ -437,6 +457,13 @@ class SearchSpace(FilePart):
                         f"{key} must not be given with `reduction: grid`, where no token is scored "
                         f"or leaves a gap, got one at {file.at((key,))}; remove it."
                     )
+
+    def _limit_faults(self, file: YamlFile) -> Iterator[str]:
+        if self.limits.latency_ratio is not None and "latency_ms" not in self.objectives:
+            yield (
+                "latency_ratio must have no limit where latency_ms is no objective, got one at "
+                f"{file.at(('limits', 'latency_ratio'))}; add latency_ms to objectives."
+            )
 
     def _schedule_faults(self, file: YamlFile) -> Iterator[str]:
         for index, schedule in enumerate(self.schedules):

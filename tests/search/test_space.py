@@ -177,6 +177,17 @@ def test_admits_holds_a_measurement_against_the_accuracy_limit():
     assert not space(limits={"top1": {"min": measured.top1 + 1}}).admits(measured)
 
 
+@pytest.mark.parametrize(("share", "admitted"), [(1.0, True), (0.99, False)])
+def test_admits_holds_a_measurement_against_the_latency_limit(share: float, admitted: bool):
+    policy = Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
+    measured = SyntheticEvaluator("vim_nano", "search")(policy)
+    chosen = space(
+        objectives=["top1", "latency_ms"],
+        limits={"latency_ratio": {"max": share * measured.latency_ratio}},
+    )
+    assert chosen.admits(measured) == admitted
+
+
 def test_known_schedules_begin_with_three_equal_stages():
     chosen = space(ratios=ratios(layers=[1, 3, 5]))
     names = [name for name, _ in chosen.known_schedules()]
@@ -244,6 +255,10 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
             ["scorer must not be given with `reduction: grid`, got 'l1' at schedules[0]"],
         ),
         ({"limits": {"flops_ratio": {"min": 0.9, "max": 0.5}}}, ["min must be below max"]),
+        (
+            {"limits": {"latency_ratio": {"max": 0.5}}},
+            ["latency_ratio must have no limit where latency_ms is no objective", "add latency_ms"],
+        ),
         (
             {"schedules": [{"name": "a", "layers": [1], "keep_ratio": [0.8]}]},
             ["layer must be one of ratios.layers, got 1", "schedules[0]"],
