@@ -49,6 +49,7 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 
 POLL_SECONDS = 0.5
+CHECK_SECONDS = 5.0
 LOOKING_SHARE = 0.01  # of the time; nobody else uses the study meanwhile
 _PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
@@ -299,7 +300,7 @@ def _watch(
         shown.show(standing)
         board.add(standing)
 
-    told, next_look = False, 0.0
+    told, next_look, next_check = False, 0.0, 0.0
     with _first_interrupt() as interrupted:
         workers.start()
         while workers.is_alive():
@@ -313,11 +314,13 @@ def _watch(
                 look()
                 end = time.monotonic()
                 next_look = end + (end - begin) / LOOKING_SHARE
-            if not service.connected and is_cut_off():
-                raise RunError(
-                    "Ray must run for the time of a search, but its node on this machine has died; "
-                    "go on with --resume."
-                )
+            if begin >= next_check:
+                next_check = begin + CHECK_SECONDS
+                if is_cut_off():  # its workers may live on, and wait for Tune for ever
+                    raise RunError(
+                        "Ray must run for the time of a search, but its node on this machine has "
+                        "died; go on with --resume."
+                    )
     look()
     return told
 

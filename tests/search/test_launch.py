@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from search import launch
 from search.front import front, pruning_key
 from search.measurement import Measurement
 from search.racing import Race
@@ -172,6 +173,20 @@ def test_killed_worker_is_restarted_and_nothing_is_lost_or_counted_twice(
     assert result.counts.lost == 2
     assert capsys.readouterr().out == ""
     assert_complete(tmp_path / "run", 40)
+
+
+def test_search_ends_when_its_node_has_died_though_workers_live_on(
+    ray_here: None, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr(launch, "is_cut_off", lambda: evaluated(run_dir) > 0)
+    with pytest.raises(RunError, match="its node on this machine has died; go on with --resume"):
+        go(space, run_dir, 3000)
+    monkeypatch.undo()
+    done = evaluated(run_dir)
+    assert 0 < done < 3000
+    go(space, run_dir, done + 10, resume=True)
+    assert_complete(run_dir, done + 10)
 
 
 @pytest.mark.slow
