@@ -46,3 +46,12 @@ def test_public_names_are_there_and_others_are_refused():
         " set(ssmprune.__all__) <= set(dir(ssmprune)), hasattr(ssmprune, 'nothing'))"
     )
     assert told(code) == "True True False"
+
+
+def test_what_is_left_of_a_search_starts_no_ray_of_its_own():
+    code = (
+        "import search.cluster, ray\n"
+        "try: ray.put(0)\n"
+        "except Exception as fault: print(type(fault).__name__, ray.is_initialized())"
+    )
+    assert told(code) == "RaySystemError False"
