@@ -1,10 +1,10 @@
 """Samplers, early stopping and the portfolio, replayed on a table of real evaluations.
 
 Each search has one worker, the seed's own order of the images, and 150 candidates; with early
-stopping it goes on until it has seen as many images as the search without. The target of a seed is
-99 % of the hypervolume that its search without early stopping ends with; "images" are those seen
-when a search first gets there, as medians over the seeds. A false stop is a candidate of the
-table's true front that was stopped.
+stopping it goes on until it has reached the target or has seen as many images as the search
+without. The target of a seed is 99 % of the hypervolume that its search without early stopping ends
+with; "images" are those seen when a search first gets there, as medians over the seeds. A false
+stop is a candidate of the table's true front that was stopped, out of those that were proposed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import tempfile
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -86,34 +87,48 @@ class History:
 
     images: list[int]
     hypervolume: list[float]
-    stopped: int
-    false_stops: int
+    candidates: int = 0
+    stopped: int = 0
+    false_stops: int = 0
+    true_front: int = 0
 
     def reaching(self, target: float) -> float:
         """Images seen when the hypervolume first reached `target`; infinite if it never did."""
         pairs = zip(self.images, self.hypervolume, strict=True)
-        return next((images for images, found in pairs if found >= target), float("inf"))
+        return next((images for images, found in pairs if found >= target), inf)
 
 
-def replay(sampler: str, seed: int, early_stopping: bool, budget: int) -> History:
-    """Search the table for `CANDIDATES`, or with early stopping until `budget` images are seen."""
+def replay(
+    sampler: str, seed: int, early_stopping: bool, budget: float = inf, target: float = inf
+) -> History:
+    """Search the table for `CANDIDATES`, or with early stopping for any number of them.
+
+    Args:
+        budget: Images after which the search ends.
+        target: Hypervolume at which it ends.
+    """
     table, _, best = recorded()
     order = np.random.default_rng(seed).permutation(len(table.dense))
     reference = {"top1": 0.0, "flops": float(table.space.dense_flops)}
-    history = History([], [], 0, 0)
+    history = History([], [])
     found: list[Candidate] = []
     seen, volume = 0, 0.0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         study = _study(Path(folder), sampler, seed)
-        while seen < budget and (suggestion := study.ask(_most(early_stopping))) is not None:
+        while seen < budget and volume < target:
+            suggestion = study.ask(_most(early_stopping))
+            if suggestion is None:
+                break
             race = study.race(suggestion.policy) if early_stopping else Race()
             figures = evaluate(suggestion.policy, race, order)
             study.tell(suggestion.trial, figures, race)
-            seen += figures.images
-            if race.is_lost:
-                history.stopped += 1
-                history.false_stops += pruning_key(suggestion.policy) in best
-            else:
+            seen += figures.images - len(race.known)
+            is_new, is_best = not len(race.known), pruning_key(suggestion.policy) in best
+            history.candidates += is_new
+            history.true_front += is_new and is_best
+            history.stopped += race.is_lost
+            history.false_stops += race.is_lost and is_best
+            if not race.ended_early:
                 new = Candidate(suggestion.trial, suggestion.policy, sampler, figures)
                 found = front([*found, new], OBJECTIVES)
                 volume = hypervolume(found, OBJECTIVES, reference)
@@ -139,8 +154,9 @@ def _study(folder: Path, sampler: str, seed: int) -> Study:
 def _both(task: tuple[str, int]) -> tuple[History, History]:
     """A seed's search without and with early stopping."""
     sampler, seed = task
-    plain = replay(sampler, seed, early_stopping=False, budget=10**9)
-    return plain, replay(sampler, seed, early_stopping=True, budget=plain.images[-1])
+    plain = replay(sampler, seed, early_stopping=False)
+    target = MARGIN * plain.hypervolume[-1]
+    return plain, replay(sampler, seed, True, plain.images[-1], target)
 
 
 def run() -> list[dict[str, Any]]:
@@ -163,7 +179,8 @@ def row(sampler: str, pairs: list[tuple[History, History]]) -> dict[str, Any]:
         "of all its images": statistics.median(
             b / p.images[-1] for (p, _), b in zip(pairs, raced, strict=True)
         ),
-        "candidates for the same images": statistics.median(len(r.images) for _, r in pairs),
+        "candidates tried until then": statistics.median(r.candidates for _, r in pairs),
         "stopped": sum(r.stopped for _, r in pairs),
         "of the true front": sum(r.false_stops for _, r in pairs),
+        "true front proposed": sum(r.true_front for _, r in pairs),
     }

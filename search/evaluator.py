@@ -48,11 +48,12 @@ class Evaluator(Protocol):
     """Measures policies of one model on one split; a policy without stages is the dense model."""
 
     def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
-        """Measure a policy on all images, or on fewer where `race` stops it.
+        """Measure a policy on all images, or on fewer where `race` ends before.
 
         Args:
-            race: Is shown what the policy gets right, in the order of the images. The latency of
-                a policy that it stops is not measured: it is given that of its rival.
+            race: Is shown what the policy gets right, in the order of the images; those that it
+                knows of are not classified again. The latency of a policy whose race ends early is
+                not measured: it is given that of its rival.
         """
         ...
 
@@ -179,14 +180,17 @@ class ModelEvaluator:
 
     def _run(self, race: Race) -> None:
         """Classify the images from rung to rung until the race is over."""
-        seen: list[Bits] = []
+        seen: list[Bits] = [race.known]
         model: nn.Module = self._pruned
-        pieces = _pieces(self._images.loader, race.rungs(len(self._images)))
+        known = len(race.known)
+        pieces = _pieces(self._images.loader, Race().rungs(len(self._images)))
         if self._prefixes is not None:
             assert self._pruned.plan is not None
             first = min(self._pruned.plan.steps, default=self._pruned.config.depth)
-            model, pieces = FromBlock(self._pruned, first), self._prefixes.enter(pieces, first)
-        for _, segment in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            pieces = self._prefixes.enter(pieces, first, known)
+            model = FromBlock(self._pruned, first)
+        unseen = (piece for piece in pieces if piece[0] > known)
+        for _, segment in itertools.groupby(unseen, key=lambda piece: piece[0]):
             batches = (batch for _, batch in segment)
             seen.append(correct(model, batches, amp=self._setting.amp).numpy())
             if race.show(np.concatenate(seen)):
@@ -199,7 +203,7 @@ class ModelEvaluator:
         """
         if "latency_ms" not in self._setting.objectives or self._images.split == "holdout":
             return dict.fromkeys(LATENCY_FIGURES, math.nan)
-        if race.is_lost:
+        if race.ended_early:
             assert race.rival is not None
             unknown = dict.fromkeys(LATENCY_FIGURES, math.nan)
             return {**unknown, "latency_ms": race.rival.search.latency_ms}

@@ -23,6 +23,7 @@ class Counts:
     Attributes:
         evaluated: Candidates with a measurement on all images.
         stopped: Candidates that a rival stopped early.
+        paused: Candidates that wait for the rest of the images.
         failed: Candidates whose evaluation failed.
         running: Candidates that a worker evaluates, or evaluated when it died.
         waiting: Candidates in the queue.
@@ -33,6 +34,7 @@ class Counts:
 
     evaluated: int = 0
     stopped: int = 0
+    paused: int = 0
     failed: int = 0
     running: int = 0
     waiting: int = 0
@@ -52,6 +54,7 @@ class Ledger:
     Attributes:
         open: Trials that wait or run, by number.
         evaluated: Candidates that were evaluated on all images, by the numbers of their trials.
+        paused: Trials that saw the first images only, by number, gone on or not.
     """
 
     def __init__(self, source: Callable[[FrozenTrial], str]):
@@ -62,8 +65,10 @@ class Ledger:
         self._known = 0
         self._finished = Counter[str]()
         self._by_key: dict[str, FrozenTrial] = {}
+        self._gone_on: set[int] = set()
         self.open: dict[int, FrozenTrial] = {}
         self.evaluated: dict[int, Candidate] = {}
+        self.paused: dict[int, FrozenTrial] = {}
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Look at what is new in the study's trials, which are in the order of their numbers."""
@@ -77,10 +82,18 @@ class Ledger:
     def counts(self) -> Counts:
         """Trials by what became of them."""
         kinds = self._finished + Counter(t.state.name.lower() for t in self.open.values())
+        kinds["paused"] -= len(self.resumed)
         return Counts(**kinds)
 
+    @property
+    def resumed(self) -> set[int]:
+        """Trials that paused and whose candidates have gone on since, or are in the queue to."""
+        return self._gone_on | {
+            t.user_attrs["resumes"] for t in self.open.values() if "resumes" in t.user_attrs
+        }
+
     def twin(self, key: str) -> FrozenTrial | None:
-        """The trial whose candidate has this `key`, unless its worker has died."""
+        """The last trial whose candidate has this `key`, unless its worker has died."""
         under_way = (t for t in self.open.values() if candidate_key(t) == key)
         return self._by_key.get(key) or next(under_way, None)
 
@@ -89,7 +102,11 @@ class Ledger:
         self._finished[kind] += 1
         key = candidate_key(trial)
         if key is not None and kind != "lost":
-            self._by_key.setdefault(key, trial)
+            self._by_key[key] = trial
+        if "resumes" in trial.user_attrs and kind != "lost":
+            self._gone_on.add(trial.user_attrs["resumes"])
+        if kind == "paused":
+            self.paused[trial.number] = trial
         if kind == "evaluated":
             self.evaluated[trial.number] = Candidate(
                 trial=trial.number,
@@ -107,7 +124,7 @@ def became(trial: FrozenTrial) -> str:
         return str(closed["as"]) if closed else "failed"
     if "answered_by" in attributes:
         return "duplicate"
-    return "stopped" if "stopped" in attributes else "evaluated"
+    return next((kind for kind in ("stopped", "paused") if kind in attributes), "evaluated")
 
 
 def candidate_key(trial: FrozenTrial) -> str | None:

@@ -30,14 +30,16 @@ class PrefixCache:
         self._streams: dict[tuple[int, int], Tensor] = {}
         self.bytes = 0
 
-    def enter(self, pieces: Iterable[Piece], block: int) -> Iterator[Piece]:
+    def enter(self, pieces: Iterable[Piece], block: int, after: int = -1) -> Iterator[Piece]:
         """The pieces with what enters `block`, (B, L, D), in place of the images.
 
         Args:
             pieces: The same ones in each call, or the first of them.
+            after: Of them, those that lead to a later rung are wanted.
         """
         for number, (rung, (images, labels)) in enumerate(pieces):
-            yield rung, (self._stream(number, images, block), labels)
+            if rung > after:
+                yield rung, (self._stream(number, images, block), labels)
 
     def _stream(self, number: int, images: Tensor, block: int) -> Tensor:
         kept = [deep for deep in range(block + 1) if (number, deep) in self._streams]

@@ -69,6 +69,7 @@ def _figures(standing: Standing) -> Iterator[tuple[str, str]]:
     yield "workers", f"{standing.workers}/{standing.workers_wanted}"
     yield "running", _number(counts.running)
     yield "stopped early", _number(counts.stopped)
+    yield "paused", _number(counts.paused)
     yield "cached", _number(counts.duplicate)
     yield "failed", _number(counts.failed)
     yield "lost and queued again", _number(counts.lost)

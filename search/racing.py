@@ -1,4 +1,4 @@
-"""Early stopping: a candidate that is dominated beyond doubt does not see the rest of the images.
+"""Early stopping: few images tell which candidates are worth the rest, and who needs none of it.
 
 All candidates see the search images in one order, of which every prefix is a fair sample. A
 candidate's rival is the fully evaluated one with the highest top1 among those that cost no more;
@@ -11,6 +11,10 @@ So a candidate that gets as many of all images right as its rival, and with it e
 nothing dominates, stops with a chance of at most `FALSE_STOPS` over the orders of the images:
 among its discordant images, the losses seen are hypergeometric, whose upper tail is at most the
 binomial one of the sign test, and the looks share the rate (Bonferroni).
+
+A candidate that has a rival and has not stopped after `PAUSE` of the images pauses: the rest is
+for the most promising first, see `search.promise`. Nobody loses by it: whoever has paused goes on
+where it was before the search ends, then against the best rival of that time.
 
 To cost no more is to have no more FLOPs; where latency is an objective, also to have no more tokens
 in any block, which stands for a latency that would cost as much to measure as it saves.
@@ -37,6 +41,12 @@ FALSE_STOPS = 0.05
 
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the images after which a candidate is compared with its rival."""
+
+PAUSE = LOOKS[1]
+"""Share of the images after which a candidate pauses."""
+
+PEERS = 5
+"""Fully evaluated candidates that an estimate from few images is corrected by."""
 
 Bits = NDArray[np.bool_]
 
@@ -100,49 +110,74 @@ def find_rival(
     )
 
 
+def estimate_top1(seen: Bits, rivals: Iterable[Rival]) -> float:
+    """The top1 on all images, in per cent, of a candidate that has got `seen` of the first right.
+
+    Its top1 on those, plus what its peers have on all images over what they have on those: a
+    control variate that tells how hard the first images are. Peers are the `PEERS` that agree with
+    it on most of them, the earlier of equals. Without rivals it is corrected by nothing.
+    """
+    agreed = [(int((r.correct[: len(seen)] != seen).sum()), r.trial, r) for r in rivals]
+    peers = [rival for *_, rival in sorted(agreed, key=lambda peer: peer[:2])[:PEERS]]
+    harder = [p.correct.mean() - p.correct[: len(seen)].mean() for p in peers] or [0.0]
+    return float(min(max(100 * (seen.mean() + np.mean(harder)), 0.0), 100.0))
+
+
 class Race:
     """One candidate's way through the images.
 
     Attributes:
         rival: Whom it is compared with; with None it sees all images.
+        known: What it got right before it paused, (images seen then,).
         correct: What it has got right so far, (images seen,).
         is_lost: Whether it has stopped.
+        is_paused: Whether it waits for the rest of the images.
     """
 
-    def __init__(self, rival: Rival | None = None):
+    def __init__(self, rival: Rival | None = None, known: Bits | None = None):
         self.rival = rival
-        self.correct: Bits = np.zeros(0, bool)
-        self.is_lost = False
+        self.known: Bits = np.zeros(0, bool) if known is None else known
+        self.correct = self.known
+        self.is_lost = self.is_paused = False
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it has not been shown all images."""
+        return self.is_lost or self.is_paused
 
     def rungs(self, images: int) -> tuple[int, ...]:
         """Numbers of images after which `show` is to be called, ascending; last, all of them."""
-        return tuple(sorted({math.ceil(images * share) for share in (*LOOKS, 1)}))
+        shares = sorted({math.ceil(images * share) for share in (*LOOKS, 1)})
+        return tuple(rung for rung in shares if rung > len(self.known))
 
     def show(self, correct: Bits) -> bool:
         """Take what the candidate has got right so far.
 
         Args:
-            correct: (images seen,), in the common order; of any number of images.
+            correct: (images seen,), in the common order, `known` included; of any number of images.
 
         Returns:
-            Whether the candidate is to stop.
+            Whether the candidate is to see no more for now.
         """
         self.correct = correct
         if self.rival is not None and len(correct) < len(self.rival.correct):
             theirs = self.rival.correct[: len(correct)]
             losses, wins = int((theirs & ~correct).sum()), int((correct & ~theirs).sum())
             self.is_lost = sign_test(losses, wins) <= FALSE_STOPS / len(LOOKS)
-        return self.is_lost
+            is_due = len(correct) >= PAUSE * len(self.rival.correct)
+            self.is_paused = is_due and not self.is_lost and not len(self.known)
+        return self.ended_early
 
-    def told(self, measurement: Measurement) -> Measurement:
-        """What the sampler is told: a candidate that stops is never above its rival in top1.
+    def told(self, measurement: Measurement, rivals: Iterable[Rival]) -> Measurement:
+        """What the sampler is told: the estimate of one that ended early, at most its rival's top1.
 
         So no estimate from a few images takes the place of a full evaluation on the front that
         samplers see.
         """
-        if not self.is_lost or self.rival is None:
+        if not self.ended_early or self.rival is None:
             return measurement
-        return replace(measurement, top1=min(measurement.top1, self.rival.search.top1))
+        estimate = estimate_top1(self.correct, rivals)
+        return replace(measurement, top1=min(estimate, self.rival.search.top1))
 
 
 def sign_test(losses: int, wins: int) -> float:

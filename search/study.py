@@ -4,9 +4,11 @@ An Optuna study, the only truth about a run. A trial is one candidate; it is
 
     waiting     queued: a known schedule, or the candidate of a worker that died
     running     leased to one worker
-    complete    evaluated; with `stopped`, on some of the images only; or, with `answered_by`, equal
-                to one that was
+    complete    evaluated; with `stopped` or `paused`, on some of the images only; or, with
+                `answered_by`, equal to one that was
     failed      closed as: failed (its evaluation), infeasible, duplicate, lost (its worker)
+
+A candidate that has paused goes on as a new trial, which has its number as `resumes`.
 
 A lease is the name of the worker process that asked. There is no heartbeat to forget: a worker's
 connection and Ray tell when it has died, and the directory's lock when a driver has; then its
@@ -27,9 +29,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.front import pruning_key
-from search.ledger import Counts, Ledger, became, candidate_policy
+from search.ledger import Counts, Ledger, became, candidate_key, candidate_policy
 from search.measurement import Candidate, Measurement
 from search.portfolio import choose
+from search.promise import SCREENED, Paused, most_promising
 from search.racing import Cost, Race, Rival, find_rival, pack, unpack
 from search.rundir import RunDirectory
 from search.samplers import make_sampler
@@ -156,15 +159,16 @@ class Study:
         return bool(self._study.user_attrs.get("exhausted"))
 
     def ask(self, trials: int) -> Suggestion | None:
-        """Take the next candidate: from the queue, else from the sampler.
+        """Take the next candidate: from the queue, from those that have paused, from the sampler.
 
         Args:
             trials: Candidates that the search is to finish.
 
         Returns:
-            A feasible candidate that is new, leased to this study's owner. None when there is
-            nothing to take: enough are finished or under way, the session has ended, or the
-            sampler finds nothing new. While candidates are running, more may come into the queue.
+            A feasible candidate that is new or has paused, leased to this study's owner. None when
+            there is nothing to take: enough are finished or under way, the session has ended, or
+            the sampler finds nothing new and none has paused. While candidates are running, more
+            may come into the queue.
         """
         for _ in range(_MOST_MISSES):
             with self._store.exclusive():
@@ -173,30 +177,53 @@ class Study:
                 counts = self._ledger.counts()
                 if not self.in_session or counts.finished + counts.running >= trials:
                     return None
-                if self.exhausted and not counts.waiting:
+                is_full = counts.finished + counts.running + counts.paused >= trials
+                is_full = is_full or (self.exhausted and not counts.waiting)
+                if counts.paused and (is_full or (not counts.waiting and self._is_due())):
+                    return self._lease(self._resume())
+                if is_full and not counts.waiting:
                     return None
                 suggestion = self._ask_once(known, counts.lost)
             if suggestion is not None:
                 return suggestion
         self._study.set_user_attr("exhausted", True)
-        return None
+        return self.ask(trials) if counts.paused else None
+
+    def _is_due(self) -> bool:
+        """Whether enough candidates have paused for one more to go on."""
+        return len(self._ledger.paused) >= SCREENED * (len(self._ledger.resumed) + 1)
+
+    def _resume(self) -> optuna.Trial:
+        """A trial for the most promising of the candidates that have paused."""
+        paused, resumed = self._ledger.paused, self._ledger.resumed
+        waiting = {n: _as_paused(trial) for n, trial in paused.items() if n not in resumed}
+        chosen = paused[most_promising(waiting, self._admitted(), self.space.dense_flops)]
+        number = len(self._trials())
+        _enqueue(self._study, chosen.params, self._source(chosen), 1, resumes=chosen.number)
+        trial_id = self._trial_id(number)  # it goes before what else is in the queue
+        self._store.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        return optuna.Trial(self._study, trial_id)
 
     def _ask_once(self, known: list[FrozenTrial], lost: int) -> Suggestion | None:
         """One proposal; None when it needs no evaluation."""
-        assert self._owner is not None
         proposal = len(known) - lost
         sampler = self._sampler(known, proposal)
         self._study.sampler = make_sampler(sampler, self._seed, proposal, self._distributions)
         trial = self._study.ask()
         if sampler != self._sampler_name and "source" not in trial.user_attrs:
             trial.set_user_attr("source", sampler)
+        return self._lease(trial)
+
+    def _lease(self, trial: optuna.Trial) -> Suggestion | None:
+        """Lease a trial's candidate to this study's owner; close one that needs no evaluation."""
+        assert self._owner is not None
         policy = self.space.suggest(trial)
         fault = self.space.infeasible(policy)
         if fault is not None:
             self._close(trial.number, "infeasible", fault)
             return None
         key = repr(pruning_key(policy))
-        twin = self._ledger.twin(key)
+        twin = None if "resumes" in trial.user_attrs else self._ledger.twin(key)
         if twin is None:
             candidate = {
                 "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -227,11 +254,17 @@ class Study:
 
     def race(self, policy: Policy) -> Race:
         """The race of a candidate against what has been evaluated so far."""
+        ledger, key = self._read(), repr(pruning_key(policy))
+        paused = next((t for t in ledger.paused.values() if candidate_key(t) == key), None)
+        rival = find_rival(self._admitted(), Cost.of(policy), self.space.objectives)
+        return Race(rival, None if paused is None else unpack(paused.user_attrs["paused"]))
+
+    def _admitted(self) -> list[Rival]:
+        """The fully evaluated candidates that keep to the space's limits."""
         for trial in self._trials():
             if trial.number not in self._rivals and _is_rival(trial):
                 self._rivals[trial.number] = _rival(trial)
-        admitted = (r for r in self._rivals.values() if self.space.admits(r.search))
-        return Race(find_rival(admitted, Cost.of(policy), self.space.objectives))
+        return [rival for rival in self._rivals.values() if self.space.admits(rival.search)]
 
     def tell(self, trial: int, measurement: Measurement, race: Race | None = None) -> bool:
         """Record a candidate's figures, once; a figure that is not finite makes it a failure.
@@ -244,7 +277,9 @@ class Study:
         Returns:
             False when the trial was finished already, by whomever; then nothing is changed.
         """
-        told = measurement if race is None else race.told(measurement)
+        told = measurement
+        if race is not None and race.ended_early:
+            told = race.told(measurement, self._admitted())
         values = [told.value(objective) for objective in self.space.objectives]
         for objective, value in zip(self.space.objectives, values, strict=True):
             if not math.isfinite(value):
@@ -261,6 +296,8 @@ class Study:
         if race is not None and race.is_lost:
             assert race.rival is not None
             self._set(trial, "stopped", {"by": race.rival.trial, "images": len(race.correct)})
+        elif race is not None and race.is_paused:
+            self._set(trial, "paused", pack(race.correct))
         elif race is not None and len(race.correct):
             self._set(trial, "correct", pack(race.correct))
 
@@ -322,7 +359,8 @@ class Study:
             if "candidate" in attributes:
                 params = self.space.params(candidate_policy(trial))
             if params is not None:
-                _enqueue(self._study, params, self._source(trial), attempt + 1)
+                resumes = attributes.get("resumes")
+                _enqueue(self._study, params, self._source(trial), attempt + 1, resumes)
             self._close(trial.number, "lost", "its worker died")
 
     def counts(self) -> Counts:
@@ -391,14 +429,26 @@ def candidates(run_dir: str | Path) -> list[Candidate]:
     return Study(RunDirectory.open(run_dir)).candidates()
 
 
-def _enqueue(study: optuna.Study, params: dict[str, Any], source: str, attempt: int) -> None:
-    attributes = {"source": source, "attempt": attempt, "params": params}
+def _enqueue(
+    study: optuna.Study,
+    params: dict[str, Any],
+    source: str,
+    attempt: int,
+    resumes: int | None = None,
+) -> None:
+    attributes: dict[str, Any] = {"source": source, "attempt": attempt, "params": params}
+    if resumes is not None:
+        attributes["resumes"] = resumes
     study.enqueue_trial(params, user_attrs=attributes)
 
 
 def _is_evaluated(trial: FrozenTrial) -> bool:
     """Whether a trial has figures of its own, on all images."""
     return trial.state == TrialState.COMPLETE and became(trial) == "evaluated"
+
+
+def _as_paused(trial: FrozenTrial) -> Paused:
+    return Paused(Cost.of(candidate_policy(trial)), unpack(trial.user_attrs["paused"]))
 
 
 def _is_rival(trial: FrozenTrial) -> bool:

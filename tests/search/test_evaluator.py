@@ -166,9 +166,19 @@ def test_stopped_candidate_sees_no_more_images_and_is_not_timed(
     assert math.isnan(found.latency_ratio)
 
 
-def test_candidate_that_is_as_good_as_its_rival_sees_all_images(
+def test_candidate_that_pauses_and_goes_on_sees_each_image_once(
     make_evaluator, hits: np.ndarray
 ) -> None:
-    evaluator = make_evaluator("top1", "flops")
-    alone = evaluator(PRUNED)
-    assert evaluator(PRUNED, Race(rival_of(hits, alone))).to_dict() == alone.to_dict()
+    evaluator = make_evaluator(*LATENCY)
+    dense = evaluator(DENSE)
+    race = Race(rival_of(hits, dense))
+    part = evaluator(PRUNED, race)
+    assert race.is_paused and part.images == len(race.correct) == 91
+    assert part.latency_ms == 3.5
+    assert math.isnan(part.latency_ratio)
+    claimed = ~race.correct  # so that what is known tells what was classified again
+    later = Race(rival_of(hits, dense), known=claimed)
+    whole = evaluator(PRUNED, later)
+    assert later.correct.tolist() == [*claimed, *hits[91:]]
+    assert whole.images == 728
+    assert whole.latency_ratio > 0

@@ -17,10 +17,13 @@ from search.measurement import Candidate, Objective
 from search.racing import (
     FALSE_STOPS,
     LOOKS,
+    PAUSE,
+    PEERS,
     Bits,
     Cost,
     Race,
     Rival,
+    estimate_top1,
     find_rival,
     pack,
     sign_test,
@@ -79,10 +82,13 @@ def test_candidate_as_good_as_its_rival_stops_no_more_often_than_stated(equal: i
         seen = rung
         chance = {}
         for (losses, wins), probability in after.items():
+            if not probability:
+                continue
             race, mine = opponents(losses, wins, seen, images)
-            if probability and race.show(mine):
+            race.show(mine)
+            if race.is_lost:
                 stopped += probability
-            elif probability:
+            else:
                 chance[losses, wins] = probability
     assert stopped + sum(chance.values()) == pytest.approx(1)
     assert 0 < stopped <= FALSE_STOPS
@@ -91,14 +97,15 @@ def test_candidate_as_good_as_its_rival_stops_no_more_often_than_stated(equal: i
 def test_race_stops_at_the_smallest_number_of_losses_that_the_rate_allows() -> None:
     least = next(n for n in itertools.count() if 2.0**-n <= FALSE_STOPS / len(LOOKS))
     for losses in (least - 1, least):
-        race, mine = opponents(losses, wins=0, seen=20, images=100)
+        race, mine = opponents(losses, wins=0, seen=10, images=100)
         assert race.show(mine) == race.is_lost == (losses == least)
+        assert not race.is_paused
 
 
 def test_race_compares_the_images_that_both_have_seen() -> None:
     theirs = np.tile([True, False], 50)
     race = Race(rival(theirs))
-    assert not race.show(theirs[:40])
+    assert not race.show(theirs[:12])
     assert race.show(~theirs[:50] & False)
     assert race.correct.tolist() == [False] * 50
 
@@ -117,15 +124,55 @@ def test_rungs_are_shares_of_the_images_rounded_up() -> None:
     assert Race().rungs(3) == (1, 2, 3)
 
 
-@pytest.mark.parametrize(("seen", "told"), [(90.0, 50.0), (30.0, 30.0)])
-def test_sampler_is_told_no_more_of_a_stopped_candidate_than_of_its_rival(
-    seen: float, told: float
-) -> None:
-    race = Race(rival(np.ones(100, bool), top1=50.0))
-    figures = replace(FIGURES, top1=seen)
-    assert race.told(figures) == figures
-    race.show(np.zeros(20, bool))
-    assert race.told(figures) == replace(figures, top1=told)
+@pytest.mark.parametrize("images", [3, 16, 100, 728])
+def test_race_pauses_at_its_share_of_the_images_and_goes_on_from_there(images: int) -> None:
+    theirs = rival(np.ones(images, bool))
+    race = Race(theirs)
+    shown = list(itertools.takewhile(lambda n: not race.show(np.ones(n, bool)), race.rungs(images)))
+    assert race.is_paused and race.ended_early and not race.is_lost
+    assert len(race.correct) == math.ceil(PAUSE * images)
+    later = Race(theirs, race.correct)
+    assert (*shown, len(race.correct), *later.rungs(images)) == Race().rungs(images)
+    assert not any(later.show(np.ones(n, bool)) for n in later.rungs(images))
+
+
+def test_race_that_goes_on_can_be_lost() -> None:
+    race = Race(rival(np.ones(100, bool)), known=np.ones(13, bool))
+    assert race.show(np.arange(25) < 13)
+    assert race.is_lost and not race.is_paused
+
+
+@given(st.integers(0, 2**12 - 1), st.lists(st.integers(0, 2**24 - 1), max_size=8))
+def test_estimate_is_corrected_by_those_that_agree_most(mine: int, others: list[int]) -> None:
+    """By integer arithmetic on 24 images, the first 12 of them seen."""
+    seen = np.array([mine >> n & 1 for n in range(12)], bool)
+    rivals = [
+        rival(np.array([bits >> n & 1 for n in range(24)], bool), trial)
+        for trial, bits in enumerate(others)
+    ]
+    order = sorted(range(len(others)), key=lambda n: (((others[n] ^ mine) & 4095).bit_count(), n))
+    peers = [others[n] for n in order[:PEERS]]
+    twice = sum(bits.bit_count() - 2 * (bits & 4095).bit_count() for bits in peers)
+    expected = 100 * (mine.bit_count() / 12 + twice / (24 * max(1, len(peers))))
+    assert estimate_top1(seen, rivals) == pytest.approx(min(max(expected, 0), 100))
+
+
+def test_estimate_of_a_peer_is_its_top1() -> None:
+    correct = np.random.default_rng(0).random(200) < 0.7
+    assert estimate_top1(correct[:20], [rival(correct)]) == pytest.approx(100 * correct.mean())
+
+
+@pytest.mark.parametrize("right", [0, 5, 12])
+def test_sampler_is_told_the_estimate_and_never_more_than_of_the_rival(right: int) -> None:
+    best = rival(np.arange(100) % 2 == 0, top1=50.0)
+    race = Race(best)
+    figures = replace(FIGURES, top1=90.0)
+    assert race.told(figures, [best]) == figures
+    race.show(np.arange(13) < right)
+    assert race.ended_early
+    found = race.told(figures, [])
+    assert found.top1 == pytest.approx(min(50.0, 100 * right / 13))
+    assert replace(found, top1=90.0) == figures
 
 
 @st.composite
@@ -192,6 +239,10 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
             race = Race(replace(found, correct=found.correct[order]))
             mine = member.correct[order]
             races += 1
-            stops += any(race.show(mine[:images]) for images in race.rungs(len(mine)))
+            for images in race.rungs(len(mine)):
+                race.show(mine[:images])
+                stops += race.is_lost
+                if race.is_lost:
+                    break
     assert races > 1000
     assert stops <= FALSE_STOPS * races

@@ -16,6 +16,7 @@ import yaml
 from search.front import pruning_key
 from search.ledger import Counts
 from search.portfolio import ARMS
+from search.promise import SCREENED
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS, make_sampler
 from search.space import SearchSpace
@@ -385,6 +386,73 @@ def test_stopped_candidate_counts_but_is_none_of_the_candidates(make_run: MakeRu
     assert rival is not None and rival.trial == full != stopped
     assert rival.correct.tolist() == [True] * 8
     assert rival.search == study.candidates()[0].search
+
+
+def pause(study: Study, images: int = 4) -> int:
+    """Let the next candidate pause; it gets every image right."""
+    suggestion = study.ask(1000)
+    assert suggestion is not None
+    race = study.race(suggestion.policy)
+    race.correct, race.is_paused = np.full(images, True), True
+    assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
+    return suggestion.trial
+
+
+def test_candidates_that_pause_go_on_before_the_search_ends(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    study = worker(run)
+    full = finish(study, lost=False)
+    waiting = [pause(study) for _ in range(SCHEDULES - 1)]
+    assert study.counts() == Counts(evaluated=1, paused=len(waiting))
+    assert [candidate.trial for candidate in study.candidates()] == [full]
+    policies = {repr(study.trials()[n].user_attrs["candidate"]["policy"]) for n in waiting}
+    for left in range(len(waiting) - 1, -1, -1):
+        suggestion = study.ask(SCHEDULES)
+        assert suggestion is not None
+        trial = study.trials()[suggestion.trial]
+        assert repr(trial.user_attrs["candidate"]["policy"]) in policies
+        assert trial.user_attrs["source"].startswith("schedule:")
+        race = worker(run, 1).race(suggestion.policy)
+        assert race.known.tolist() == [True] * 4
+        assert study.counts() == Counts(evaluated=SCHEDULES - 1 - left, paused=left, running=1)
+        race.correct = np.full(8, True)
+        assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
+    assert study.ask(SCHEDULES) is None
+    assert study.counts() == Counts(evaluated=SCHEDULES)
+    assert len({repr(candidate.policy) for candidate in study.candidates()}) == SCHEDULES
+
+
+def test_one_in_so_many_that_pause_goes_on_at_once(make_run: MakeRun) -> None:
+    run = make_run()
+    begin(run)
+    study = worker(run)
+    finish(study, lost=False)
+    for _ in range(SCREENED):
+        pause(study)
+    suggestion = study.ask(1000)
+    assert suggestion is not None
+    assert "resumes" in study.trials()[suggestion.trial].user_attrs
+    pause(study)
+    assert study.counts().paused == SCREENED  # one of SCREENED + 1 is running
+
+
+def test_candidate_goes_on_again_after_its_worker_died(make_run: MakeRun) -> None:
+    run = make_run()
+    driver = begin(run)
+    study = worker(run)
+    finish(study, lost=False)
+    for _ in range(SCHEDULES - 1):
+        pause(study)
+    lost = study.ask(SCHEDULES)
+    assert lost is not None
+    assert driver.close_lost(lambda owner: True) == 1
+    paused = SCHEDULES - 2
+    assert study.counts() == Counts(evaluated=1, paused=paused, waiting=1, lost=1)
+    again = study.ask(SCHEDULES)
+    assert again is not None and again.policy == lost.policy
+    assert study.race(again.policy).known.tolist() == [True] * 4
+    assert study.counts() == Counts(evaluated=1, paused=paused, running=1, lost=1)
 
 
 def test_rival_keeps_to_the_accuracy_limit(make_run: MakeRun) -> None:
