@@ -50,12 +50,19 @@ def test_arm_that_earned_everything_gets_all_but_the_explored_share() -> None:
     losses = np.column_stack([100 - steps, steps])  # each point adds to the area
     losses[1::2] = np.inf
     arms: list[str | None] = [
-        ARMS[0] if n % 2 == 0 else ARMS[1 + n // 2 % 2] for n in range(WINDOW)
+        ARMS[0] if n % 2 == 0 else ARMS[1 + n // 2 % (len(ARMS) - 1)] for n in range(WINDOW)
     ]
     found = shares(arms, losses)
     assert found[ARMS[0]] == pytest.approx(1 - EXPLORED * (1 - 1 / len(ARMS)), abs=0.04)
     for arm in ARMS[1:]:
         assert found[arm] == pytest.approx(EXPLORED / len(ARMS), abs=0.03)
+
+
+def test_shares_follow_the_squared_credit() -> None:
+    losses = np.array([[9, 9], [0, 8], [8, 5]], float)  # the second adds 9, the third 3
+    found = shares([None, ARMS[0], ARMS[1]], losses)
+    expected = EXPLORED / 2 + (1 - EXPLORED) * 81 / (81 + 9)
+    assert found[ARMS[0]] == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("arms", [[], [None], ["tpe"]])
