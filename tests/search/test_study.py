@@ -437,6 +437,24 @@ def test_one_in_so_many_that_pause_goes_on_at_once(make_run: MakeRun) -> None:
     assert study.counts().paused == SCREENED  # one of SCREENED + 1 is running
 
 
+def test_candidates_that_pause_go_before_a_queue_for_which_no_trials_are_left(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    begin(run)
+    study = worker(run)
+    finish(study, lost=False)
+    for _ in range(2):
+        pause(study)
+    for _ in range(2):
+        suggestion = study.ask(SCHEDULES - 1)
+        assert suggestion is not None
+        assert len(study.race(suggestion.policy).known) == 4
+        assert study.tell(suggestion.trial, evaluate(suggestion.policy))
+    assert study.ask(SCHEDULES - 1) is None
+    assert study.counts() == Counts(evaluated=SCHEDULES - 1, waiting=1)
+
+
 def test_candidate_goes_on_again_after_its_worker_died(make_run: MakeRun) -> None:
     run = make_run()
     driver = begin(run)
