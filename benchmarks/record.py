@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -59,6 +61,24 @@ def paired(
         low,
         high,
     )
+
+
+def keep_memory() -> None:
+    """Have glibc keep all memory that is freed.
+
+    It gives blocks of more than 32 MiB back to the system, and in a new process smaller ones too;
+    to get them again can take longer than to compute what they are for.
+    """
+    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(mmap_threshold, 2**30) and libc.mallopt(trim_threshold, never)):
+        raise SystemExit("memory must be kept for these rows, but mallopt refuses to.")
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a new process, whose memory is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> None:

@@ -4,17 +4,14 @@ The scan is timed against a loop over tokens, against the formula of mamba-ssm's
 `selective_scan_ref` and against mambapy's parallel scan, which both hold a tensor of shape
 (B, L, E, N); the convolution against torch's, whose result is laid out as ours.
 
-Each row is taken in a process of its own: what earlier rows leave in the C library's heap decides
-how often the next ones ask the operating system for memory, and torch's convolution spends most of
-its time on that. In the rows with memory kept neither does: as in a process that has just run
-larger programs.
+Each row is timed in a process of its own: what ran before decides how often the C library asks the
+operating system for memory, on which torch's convolution spends most of its time in a new process.
+In the rows with memory kept neither program asks: as in a process that has run larger ones.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +20,7 @@ import torch.nn.functional as F
 from mambapy.pscan import pscan
 from torch import Tensor
 
-from benchmarks.record import paired
+from benchmarks.record import Paired, apart, keep_memory, paired
 from ssmprune.scan import causal_conv1d_silu, reference, selective_scan
 
 TITLE = "CPU kernels against torch, float32"
@@ -133,30 +130,45 @@ def training_row(shape: tuple[int, int, int, int]) -> dict[str, Any]:
     return row("scan forward + backward", shape, "autograd through the loop", times, error)
 
 
-def keep_memory() -> None:
-    """Have glibc keep all memory that is freed."""
-    mmap_threshold, trim_threshold, never = -3, -1, 2**31 - 1
-    libc = ctypes.CDLL(None)
-    assert libc.mallopt(mmap_threshold, 2**30) and libc.mallopt(trim_threshold, never)
+Conv = tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], Tensor]]
 
 
-def conv_row(B: int, L: int, E: int, K: int, aligned: bool, memory_kept: bool) -> dict[str, Any]:
-    if memory_kept:
-        keep_memory()
+def conv_programs(B: int, L: int, E: int, K: int, aligned: bool) -> Conv:
+    """Ours, torch's, and the exact one."""
     torch.manual_seed(0)
     x, weight, bias = torch.randn(B, L, E), torch.randn(E, K), torch.randn(E)
     positions = (torch.arange(L) * 3 // 2).expand(B, -1) if aligned else None
-    exact = reference.causal_conv1d_silu(x.double(), weight.double(), bias.double(), positions)
 
     def torch_conv() -> Tensor:
         padded = F.pad(x.transpose(1, 2), (K - 1, 0))
         y = F.silu(F.conv1d(padded, weight[:, None], bias, groups=E))
         return y.transpose(1, 2).contiguous()
 
-    with torch.inference_mode():
-        error = check(causal_conv1d_silu(x, weight, bias, positions), exact)
-        ours = functools.partial(causal_conv1d_silu, x, weight, bias, positions)
-        times = paired(ours, torch_conv, repeats=51)
+    double = x.double(), weight.double(), bias.double(), positions
+    return (
+        functools.partial(causal_conv1d_silu, x, weight, bias, positions),
+        torch_conv,
+        functools.partial(reference.causal_conv1d_silu, *double),
+    )
+
+
+@torch.inference_mode()
+def conv_error(*shape: Any) -> float:
+    ours, _, exact = conv_programs(*shape)
+    return check(ours(), exact())
+
+
+@torch.inference_mode()
+def conv_times(memory_kept: bool, *shape: Any) -> Paired:
+    if memory_kept:
+        keep_memory()
+    ours, peer, _ = conv_programs(*shape)
+    return paired(ours, peer, repeats=51)
+
+
+def conv_row(B: int, L: int, E: int, K: int, aligned: bool, memory_kept: bool) -> dict[str, Any]:
+    error = apart(conv_error, B, L, E, K, aligned)
+    times = apart(conv_times, memory_kept, B, L, E, K, aligned)
     name = "position-aware" if aligned else "compact"
     peer = "conv1d, silu" + (", memory kept" if memory_kept else "")
     return row(f"convolution + SiLU, {name}", (B, L, E, K), peer, times, error)
@@ -175,12 +187,6 @@ def row(name: str, shape: tuple[int, ...], peer: str, times: Any, error: float) 
     }
 
 
-def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The row that a function makes in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def run() -> list[dict[str, Any]]:
     return [
         *(apart(forward_row, shape, "loop over tokens", loop) for shape in SHAPES),
@@ -189,7 +195,7 @@ def run() -> list[dict[str, Any]]:
         apart(forward_row, SHAPES[0], "mambapy's `pscan`", parallel_scan),
         *(apart(training_row, shape) for shape in SHAPES),
         *(
-            apart(conv_row, 64, 145, 128, 4, aligned, memory_kept)
+            conv_row(64, 145, 128, 4, aligned, memory_kept)
             for memory_kept in (False, True)
             for aligned in (False, True)
         ),

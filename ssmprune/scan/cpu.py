@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmprune.scan.rows import Rows, checked, copied, row_address, uninitialised
+from ssmprune.scan.rows import Rows, checked, copied, row_address
 from ssmprune.scan.simd import (
     FLOAT_BYTES,
     LANES,
@@ -509,7 +509,7 @@ def scan_forward(
         z_BLE,
     ).checked()
     scan = inputs.scan(gap_scale, delta_softplus, reverse)
-    y_BLE = uninitialised(u_BLE.shape)
+    y_BLE = torch.empty(u_BLE.shape)
     images, state_size = u_BLE.shape[0], A_EN.shape[1]
     blocks = -(-scan.width // LANES)
     parts = -(-thread_count(images * blocks) // images)  # of an image
@@ -555,7 +555,7 @@ def scan_backward(
     passes = state_size // part
     partition = Partition.of(images, -(-width // LANES))
 
-    du_BLE, ddelta_BLE = uninitialised(u_BLE.shape), uninitialised(u_BLE.shape)
+    du_BLE, ddelta_BLE = torch.empty(u_BLE.shape), torch.empty(u_BLE.shape)
     dBC = torch.zeros(partition.segments, images, length, passes, LANES)
     dparameters = torch.zeros(partition.groups, partition.blocks, state_size + 3, LANES)
     gradients = _Gradients(

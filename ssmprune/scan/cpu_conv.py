@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssmprune.errors import UsageError
-from ssmprune.scan.rows import Rows, checked, copied, row_address, uninitialised
+from ssmprune.scan.rows import Rows, checked, copied, row_address
 from ssmprune.scan.simd import (
     FLOAT_BYTES,
     LANES,
@@ -195,7 +195,7 @@ def conv_forward(
     """
     x_BLE, weight_EK, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
     conv = _conv(x_BLE, weight_EK, bias_E, positions_BL, reverse)
-    y_BLE = uninitialised(x_BLE.shape)
+    y_BLE = torch.empty(x_BLE.shape)
     y, taps = Rows.of(y_BLE), Static(weight_EK.shape[1])
     share(_forward_team, _forward, x_BLE.shape[0] * x_BLE.shape[1], conv, y, taps)
     return y_BLE
@@ -219,7 +219,7 @@ def conv_backward(
     dy_BLE = checked("dy", dy_BLE, tuple(x_BLE.shape))
     width, taps = weight_EK.shape
     partition = Partition.of(x_BLE.shape[0], -(-width // LANES))
-    dx_BLE = uninitialised(x_BLE.shape)
+    dx_BLE = torch.empty(x_BLE.shape)
     dparameters = torch.zeros(partition.groups, taps + 2, partition.blocks * LANES)
     dy, dx, sums, static_taps = (
         Rows.of(dy_BLE),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from typing import NamedTuple
 
 import torch
@@ -11,12 +9,6 @@ from torch import Tensor
 
 from ssmprune.errors import UsageError
 from ssmprune.scan.simd import inline
-
-# glibc takes no larger block from memory that it keeps
-_HUGE_BYTES = 1 << 25
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
-if _madvise is not None:
-    _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 class Rows(NamedTuple):
@@ -60,19 +52,6 @@ def _fits(given: torch.Size, shape: tuple[int | None, ...]) -> bool:
     return len(given) == len(shape) and all(
         size in (None, number) for size, number in zip(shape, given, strict=True)
     )
-
-
-def uninitialised(shape: torch.Size) -> Tensor:
-    """Memory for a result; on Linux in huge pages, where it is large.
-
-    The C library gives blocks of more than 32 MiB back to the system each time, and in pages of
-    4 KiB it takes longer to get them again than a kernel takes to fill them.
-    """
-    x = torch.empty(shape)
-    if x.nbytes >= _HUGE_BYTES and _madvise is not None:
-        first = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise(first, x.data_ptr() + x.nbytes - first, mmap.MADV_HUGEPAGE)
-    return x
 
 
 def copied(x: Tensor) -> Tensor:

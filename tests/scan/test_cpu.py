@@ -268,12 +268,3 @@ assert (found - exact).abs().max() <= 2e-6 * exact.abs().max()
 def test_scan_needs_no_special_instructions() -> None:
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic"}
     subprocess.run([sys.executable, "-c", ON_ANY_CPU], env=environment, check=True)
-
-
-def test_results_in_huge_pages_equal_small_ones() -> None:
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(5, 4000, 440), torch.randn(440, 3), torch.randn(440)
-    assert x.nbytes > 2**25
-    y = cpu_conv.conv_forward(x, weight, bias, None, False)
-    for image, result in zip(x, y, strict=True):
-        assert torch.equal(cpu_conv.conv_forward(image[None], weight, bias, None, False)[0], result)
