@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ssmprune.errors import UsageError
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import PlainMambaConfig
-from ssmprune.models.layers import fit_pos_embed, resize_grid
+from ssmprune.models.layers import Linear, fit_pos_embed, resize_grid
 from ssmprune.policy import Alignment
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, selective_scan
@@ -209,11 +209,11 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1, N + 1).float().log().repeat(E, 1))
         self.D = nn.Parameter(torch.ones(E))
         self.direction_Bs = nn.Parameter(torch.empty(_MOVES, N))
-        self.in_proj = nn.Linear(D, 2 * E)
+        self.in_proj = Linear(D, 2 * E)
         self.conv2d = nn.Conv2d(E, E, config.conv_size, padding=config.conv_size // 2, groups=E)
-        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
-        self.dt_proj = nn.Linear(R, E)
-        self.out_proj = nn.Linear(E, D)
+        self.x_proj = Linear(E, R + 2 * N, bias=False)
+        self.dt_proj = Linear(R, E)
+        self.out_proj = Linear(E, D)
         nn.init.trunc_normal_(self.direction_Bs, std=0.02)
 
     def forward(self, normed: Tensor, tokens: GridTokens) -> MixerOutput:

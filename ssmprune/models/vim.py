@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VimConfig
-from ssmprune.models.layers import fit_pos_embed
+from ssmprune.models.layers import Linear, fit_pos_embed, linear
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
 from ssmprune.tokens import TokenStream, put, take
@@ -89,18 +89,18 @@ class Mixer(nn.Module):
         D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
         self.split = (R, N, N)
         self.backend: Backend = backend
-        self.in_proj = nn.Linear(D, 2 * E, bias=False)
+        self.in_proj = Linear(D, 2 * E, bias=False)
         self.conv1d = nn.Conv1d(E, E, config.d_conv, groups=E)
-        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
-        self.dt_proj = nn.Linear(R, E)
+        self.x_proj = Linear(E, R + 2 * N, bias=False)
+        self.dt_proj = Linear(R, E)
         self.A_log = nn.Parameter(torch.empty(E, N))
         self.D = nn.Parameter(torch.ones(E))
         self.conv1d_b = nn.Conv1d(E, E, config.d_conv, groups=E)
-        self.x_proj_b = nn.Linear(E, R + 2 * N, bias=False)
-        self.dt_proj_b = nn.Linear(R, E)
+        self.x_proj_b = Linear(E, R + 2 * N, bias=False)
+        self.dt_proj_b = Linear(R, E)
         self.A_b_log = nn.Parameter(torch.empty(E, N))
         self.D_b = nn.Parameter(torch.ones(E))
-        self.out_proj = nn.Linear(E, D, bias=False)
+        self.out_proj = Linear(E, D, bias=False)
         self.reset_parameters(config.depth)
 
     def reset_parameters(self, depth: int) -> None:
@@ -148,7 +148,7 @@ class Mixer(nn.Module):
             x, conv.weight[:, 0], conv.bias, positions, reverse=reverse, backend=self.backend
         )
         dt, B, C = x_proj(u).split(self.split, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
-        delta = F.linear(dt, dt_proj.weight)  # the bias is added inside the scan
+        delta = linear(dt, dt_proj.weight)  # the bias is added inside the scan
         return ScanInputs(u, delta, -A_log.exp(), B, C, D, dt_proj.bias)
 
     def scan(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VMambaConfig
+from ssmprune.models.layers import Linear, linear
 from ssmprune.policy import Stage
 from ssmprune.pruning.grid import Subset
 from ssmprune.scan import Backend, selective_scan
@@ -69,7 +70,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int, next_width: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * width, _NORM_EPS)
-        self.reduction = nn.Linear(4 * width, next_width, bias=False)
+        self.reduction = Linear(4 * width, next_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
@@ -112,7 +113,7 @@ class SS2D(nn.Module):
         self.split = [R, N, N]
         self.vanilla = config.vanilla
         self.backend: Backend = backend
-        self.in_proj = nn.Linear(D, 2 * E if config.vanilla else E, bias=False)
+        self.in_proj = Linear(D, 2 * E if config.vanilla else E, bias=False)
         self.conv2d = nn.Conv2d(E, E, 3, padding=1, groups=E, bias=config.vanilla)
         self.x_proj_weight = nn.Parameter(torch.empty(K, R + 2 * N, E))
         self.dt_projs_weight = nn.Parameter(torch.empty(K, E, R))
@@ -120,7 +121,7 @@ class SS2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(K * E, N))
         self.Ds = nn.Parameter(torch.ones(K * E))
         self.out_norm = nn.LayerNorm(E, _NORM_EPS)
-        self.out_proj = nn.Linear(E, D, bias=False)
+        self.out_proj = Linear(E, D, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -178,8 +179,8 @@ class SS2D(nn.Module):
         inputs = []
         for k in range(_DIRECTIONS):
             u = sequences[k % 2]
-            dt, B, C = torch.split(F.linear(u, self.x_proj_weight[k]), self.split, dim=-1)
-            delta = dt @ self.dt_projs_weight[k].t()  # the bias is added inside the scan
+            dt, B, C = torch.split(linear(u, self.x_proj_weight[k]), self.split, dim=-1)
+            delta = linear(dt, self.dt_projs_weight[k])  # the bias is added inside the scan
             inputs.append(ScanInputs(u, delta, A[k], B, C, D[k], self.dt_projs_bias[k]))
         return inputs
 
@@ -199,8 +200,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden_width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden_width)
-        self.fc2 = nn.Linear(hidden_width, width)
+        self.fc1 = Linear(width, hidden_width)
+        self.fc2 = Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fc2(F.gelu(self.fc1(x)))
