@@ -11,7 +11,8 @@ from torch import Tensor, nn
 # From so many images on, torch leaves a convolution to oneDNN on any number of threads.
 _ONEDNN_IMAGES = 16
 _HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
 
 

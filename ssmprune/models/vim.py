@@ -212,7 +212,7 @@ class Vim(Backbone):
     def run_dense(self, entering: Tensor, first: int, last: int) -> Tensor:
         for block in cast(Iterable[Block], self.layers[first:last]):
             mixed: MixerOutput = block.mixer(block.norm(entering), None, keep_y=False)
-            entering = entering + block.mixer.out_proj(mixed.gated) * 0.5
+            entering = torch.add(entering, block.mixer.out_proj(mixed.gated), alpha=0.5)
         return entering
 
     def forward_from(self, entering: Tensor, first: int) -> Tensor:
@@ -237,7 +237,8 @@ class Vim(Backbone):
                 gated, residual = take(gated, kept), take(residual, kept)
                 positions = take(positions, kept)
                 aligned = AlignedTokens.of(self.plan.alignment, positions, everywhere.shape[1])
-            residual = residual + block.mixer.out_proj(gated) * 0.5  # the mean of both directions
+            # the mean of both directions
+            residual = torch.add(residual, block.mixer.out_proj(gated), alpha=0.5)
         if whole is not None:
             residual, positions = put(residual, positions, whole), everywhere
         normed = self.norm_f(residual)
