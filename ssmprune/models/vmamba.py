@@ -180,7 +180,7 @@ class SS2D(nn.Module):
         for k in range(_DIRECTIONS):
             u = sequences[k % 2]
             dt, B, C = torch.split(linear(u, self.x_proj_weight[k]), self.split, dim=-1)
-            delta = linear(dt, self.dt_projs_weight[k])  # the bias is added inside the scan
+            delta = dt @ self.dt_projs_weight[k].t()  # the bias is added inside the scan
             inputs.append(ScanInputs(u, delta, A[k], B, C, D[k], self.dt_projs_bias[k]))
         return inputs
 
