@@ -219,6 +219,11 @@ class SearchSpace(FilePart):
     scorer: Annotated[tuple[ScorerName, ...], AfterValidator(_distinct)] = _choices(
         "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
     )
+    scorer_per: Literal["policy", "stage"] = Field(
+        default="policy",
+        description="policy: one scorer for all stages; "
+        "stage: one for each stage, or for each of `layers`",
+    )
     alignment: AlignmentChoices = Field(
         default=AlignmentChoices(), description="lists of decay, strength and conv"
     )
@@ -276,35 +281,51 @@ class SearchSpace(FilePart):
 
     def suggest(self, trial: BaseTrial) -> Policy:
         """The policy that a trial stands for; asks the trial for every parameter of the space."""
-        ratios = self.ratios
-        if ratios.per == "layer":
-            kept = {
-                layer: trial.suggest_float(
-                    f"keep_ratio_{layer}", ratios.low, ratios.high, step=ratios.step
-                )
-                for layer in ratios.layers
-            }
+        if self.ratios.per == "layer":
+            stages = self._suggest_layers(trial)
         else:
-            kept = self._suggest_stages(trial)
+            stages = self._suggest_stages(trial)
         alignment = Alignment(
             decay=_pick(trial, "decay", self.alignment.decay),
             strength=_pick(trial, "strength", self.alignment.strength),
             conv=_pick(trial, "conv", self.alignment.conv),
         )
-        stages = [Stage(layer=n, keep_ratio=round(r, 9)) for n, r in sorted(kept.items())]
-        return self.normalise(stages, _pick(trial, "scorer", self.scorer), alignment)
+        scorer = self.scorer[0]
+        if self.scorer_per == "policy":
+            scorer = _pick(trial, "scorer", self.scorer)
+        return self.normalise(stages, scorer, alignment)
 
-    def _suggest_stages(self, trial: BaseTrial) -> dict[int, float]:
-        """Keep ratio by layer; where two stages fall on one layer, the lower ratio holds."""
-        ratios, kept = self.ratios, dict[int, float]()
+    def _suggest_layers(self, trial: BaseTrial) -> list[Stage]:
+        ratios = self.ratios
+        stages: list[Stage] = []
+        for layer in ratios.layers:
+            ratio = trial.suggest_float(
+                f"keep_ratio_{layer}", ratios.low, ratios.high, step=ratios.step
+            )
+            stages.append(self._suggest_stage(trial, layer, ratio, f"scorer_{layer}"))
+        return stages
+
+    def _suggest_stages(self, trial: BaseTrial) -> list[Stage]:
+        ratios = self.ratios
+        stages: list[Stage] = []
         for number in range(ratios.stages or 0):
             index = trial.suggest_int(f"stage_{number}_layer_index", 0, len(ratios.layers) - 1)
             ratio = trial.suggest_float(
                 f"stage_{number}_keep_ratio", ratios.low, ratios.high, step=ratios.step
             )
-            layer = ratios.layers[index]
-            kept[layer] = min(ratio, kept.get(layer, 1.0))
-        return kept
+            name = f"stage_{number}_scorer"
+            stages.append(self._suggest_stage(trial, ratios.layers[index], ratio, name))
+        lowest: dict[int, Stage] = {}  # of those at one layer, the first that keeps fewest
+        for stage in sorted(stages, key=lambda stage: (stage.layer, stage.keep_ratio)):
+            lowest.setdefault(stage.layer, stage)
+        return [*lowest.values()]
+
+    def _suggest_stage(self, trial: BaseTrial, layer: int, ratio: float, name: str) -> Stage:
+        """The stage at `layer`; the trial calls its scorer `name`, where it has one of its own."""
+        scorer = None
+        if self.scorer_per == "stage":
+            scorer = Scorer(name=_pick(trial, name, self.scorer))
+        return Stage(layer=layer, keep_ratio=round(ratio, 9), scorer=scorer)
 
     def params(self, policy: Policy) -> dict[str, Any]:
         """The parameters of a trial for which `suggest` gives this policy.
@@ -316,9 +337,10 @@ class SearchSpace(FilePart):
         if fault:
             raise SpaceError(f"{fault}.")
         alignment = policy.alignment
-        params: dict[str, Any] = self._ratio_params(policy.stages)
+        scorers = _scorers(policy.stages, policy.scorer.name)
+        params = self._stage_params(policy.stages, scorers)
         for name, value, choices in (
-            ("scorer", policy.scorer.name, self.scorer),
+            ("scorer", scorers[0], self.scorer if self.scorer_per == "policy" else ()),
             ("decay", alignment.decay, self.alignment.decay),
             ("strength", alignment.strength, self.alignment.strength),
             ("conv", alignment.conv, self.alignment.conv),
@@ -337,28 +359,47 @@ class SearchSpace(FilePart):
         self.suggest(trial)
         return trial.distributions
 
-    def _ratio_params(self, stages: Sequence[Stage]) -> dict[str, Any]:
+    def _stage_params(self, stages: Sequence[Stage], scorers: Sequence[str]) -> dict[str, Any]:
         ratios = self.ratios
-        kept = {stage.layer: stage.keep_ratio for stage in stages}
-        if ratios.per == "layer":
-            return {f"keep_ratio_{n}": kept.get(n, ratios.high) for n in ratios.layers}
-        places = list(kept.items()) or [(ratios.layers[0], ratios.high)]
+        kept = {
+            stage.layer: (stage.keep_ratio, scorer)
+            for stage, scorer in zip(stages, scorers, strict=False)
+        }
+        dense = (ratios.high, scorers[0])
         params: dict[str, Any] = {}
-        for number in range(ratios.stages or 0):
-            layer, ratio = places[min(number, len(places) - 1)]
-            params[f"stage_{number}_layer_index"] = ratios.layers.index(layer)
-            params[f"stage_{number}_keep_ratio"] = ratio
+        chosen: dict[str, str] = {}
+        if ratios.per == "layer":
+            for layer in ratios.layers:
+                ratio, scorer = kept.get(layer, dense)
+                params[f"keep_ratio_{layer}"], chosen[f"scorer_{layer}"] = ratio, scorer
+        else:
+            places = list(kept.items()) or [(ratios.layers[0], dense)]
+            for number in range(ratios.stages or 0):
+                layer, (ratio, scorer) = places[min(number, len(places) - 1)]
+                params[f"stage_{number}_layer_index"] = ratios.layers.index(layer)
+                params[f"stage_{number}_keep_ratio"] = ratio
+                chosen[f"stage_{number}_scorer"] = scorer
+        if self.scorer_per == "stage" and len(self.scorer) > 1:
+            params |= chosen
         return params
 
     def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
-        """One policy for all settings that do the same: what changes nothing gets its default."""
+        """One policy for all settings that do the same: what changes nothing gets its default.
+
+        The policy's scorer is the first stage's; stages with another carry their own.
+        """
         policy = self._policy(stages, scorer, alignment)
         kept = [stage for stage, _ in policy.effective_stages(self.config)]
         if not kept:
             scorer, alignment = self.scorer[0], Alignment()
         elif alignment.decay == "none":
             alignment = Alignment(conv=alignment.conv)
-        return self._policy(kept, scorer, alignment)
+        scorers = _scorers(kept, scorer)
+        kept = [
+            stage.model_copy(update={"scorer": None if name == scorers[0] else Scorer(name=name)})
+            for stage, name in zip(kept, scorers, strict=False)
+        ]
+        return self._policy(kept, scorers[0], alignment)
 
     def _policy(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         return Policy(
@@ -417,18 +458,25 @@ class SearchSpace(FilePart):
     def _outside(self, stages: Sequence[Stage], scorer: str) -> str | None:
         """Why stages are not in the space, as "rule, value; remedy"; None when they are."""
         ratios = self.ratios
-        if scorer not in self.scorer:
-            return f"scorer must be one of {list(self.scorer)}, got {scorer!r}; add it to scorer"
+        own = [stage.scorer.name for stage in stages if stage.scorer]
+        if own and self.reduction == "grid":
+            return f"scorer must not be given with `reduction: grid`, got {own[0]!r}; remove it"
+        scorers = _scorers(stages, scorer)
+        unknown = [name for name in scorers if name not in self.scorer]
+        if unknown:
+            return (
+                f"scorer must be one of {list(self.scorer)}, got {unknown[0]!r}; add it to scorer"
+            )
+        if self.scorer_per == "policy" and len(set(scorers)) > 1:
+            return (
+                "stages must share one scorer with `scorer_per: policy`, "
+                f"got {', '.join(scorers)}; write `scorer_per: stage`"
+            )
         for stage in stages:
             if stage.layer not in ratios.layers:
                 return (
                     f"layer must be one of ratios.layers, got {stage.layer}; "
                     f"the layers are {list(ratios.layers)}"
-                )
-            if stage.scorer is not None and self.reduction == "grid":
-                return (
-                    "scorer must not be given with `reduction: grid`, "
-                    f"got {stage.scorer.name!r}; remove it"
                 )
             if stage.keep_ratio not in ratios.grid():
                 return (
@@ -451,7 +499,7 @@ class SearchSpace(FilePart):
                 f"{file.at(('reduction',))}; write `reduction: {fitting}`."
             )
         if self.reduction == "grid":
-            for key in ("scorer", "alignment"):
+            for key in ("scorer", "scorer_per", "alignment"):
                 if getattr(self, key) != SearchSpace.model_fields[key].default:
                     yield (
                         f"{key} must not be given with `reduction: grid`, where no token is scored "
@@ -473,6 +521,11 @@ class SearchSpace(FilePart):
                     rule, _, remedy = fault.partition("; ")
                     yield f"{rule} at {file.at(('schedules', index))}; {remedy}."
                     break
+
+
+def _scorers(stages: Sequence[Stage], scorer: str) -> list[str]:
+    """The scorer of each stage, where `scorer` is the policy's; that one if there is no stage."""
+    return [stage.scorer.name if stage.scorer else scorer for stage in stages] or [scorer]
 
 
 def _pick(trial: BaseTrial, name: str, choices: tuple[Any, ...]) -> Any:

@@ -2,7 +2,8 @@
 
 A stage goes to the layer of the space that is nearest in relative depth, (layer + 1) / depth, and
 the share of the patch tokens that are left after it stays what it was, as far as the space's steps
-allow. A scorer or alignment that the space does not have becomes its first.
+allow. A scorer or alignment that the space does not have becomes its first. A policy whose stages
+have scorers of their own keeps them where the space has them per stage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from search.space import SearchSpace
 from search.study import Study
 from ssmprune.errors import SpaceError, UsageError
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Stage
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
 
 Choice = TypeVar("Choice")
 
@@ -86,8 +87,13 @@ def _stages(policy: Policy, space: SearchSpace) -> list[Stage]:
     """Stages after which the same shares of the patch tokens are left, layer by layer."""
     ratios, config = space.ratios, find_config(policy.model)
     left: dict[int, float] = {}  # after a layer of the space
+    scorers: dict[int, Scorer] = {}
     for stage, kept in policy.effective_stages(config):
-        left[_nearest(stage.layer, config.depth, space)] = kept / config.num_patches
+        layer = _nearest(stage.layer, config.depth, space)
+        left[layer] = kept / config.num_patches
+        if space.scorer_per == "stage":
+            name = _or_first(policy.stage_scorer(stage).name, space.scorer)
+            scorers[layer] = Scorer(name=name)
     if ratios.per == "stage":
         layers = _deepest_cuts(left, ratios.stages or 0)
     else:
@@ -96,8 +102,9 @@ def _stages(policy: Policy, space: SearchSpace) -> list[Stage]:
     tokens, share = space.config.num_patches, 1.0
     for layer in layers:
         share = left.get(layer, share)
-        stages.append(_leaving(share * space.config.num_patches, tokens, layer, ratios.grid()))
-        tokens = stages[-1].keep(tokens)
+        stage = _leaving(share * space.config.num_patches, tokens, layer, ratios.grid())
+        stages.append(stage.model_copy(update={"scorer": scorers.get(layer)}))
+        tokens = stage.keep(tokens)
     return stages
 
 

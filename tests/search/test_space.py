@@ -29,6 +29,7 @@ MINIMAL = {
 
 GRID = {"model": "vmamba_tiny_s1l8", "reduction": "grid"}
 HALF = {"layer": 2, "keep_ratio": 0.5}
+LAST_BY_L2 = {"layer": 4, "keep_ratio": 0.5, "scorer": {"name": "l2"}}
 
 
 def space(**changes: Any) -> SearchSpace:
@@ -68,6 +69,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         model=model,
         ratios=where,
         scorer=draw(subsets(scorers)),
+        scorer_per=draw(st.sampled_from(["policy", "stage"])),
         alignment={
             "decay": draw(subsets(["none", "zero_input", "neighbor"])),
             "strength": draw(subsets([0.25, 0.5, 1.0])),
@@ -138,6 +140,56 @@ def test_two_stages_on_one_layer_are_one_stage_with_the_lower_ratio():
         }
     )
     assert chosen.suggest(trial).stages == (Stage(layer=2, keep_ratio=0.6),)
+
+
+def test_scorer_per_stage_is_a_parameter_of_each_stage():
+    chosen = space(scorer=["l1", "l2"], scorer_per="stage", ratios=ratios(layers=[0, 2, 4]))
+    assert {name for name in chosen.distributions() if "scorer" in name} == {
+        "scorer_0",
+        "scorer_2",
+        "scorer_4",
+    }
+    ratio = {"keep_ratio_0": 1.0, "keep_ratio_2": 0.8, "keep_ratio_4": 0.6}
+    policy = chosen.suggest(
+        FixedTrial({**ratio, "scorer_0": "l1", "scorer_2": "l2", "scorer_4": "l1"})
+    )
+    assert policy.scorer == Scorer(name="l2")
+    assert policy.stages == (
+        Stage(layer=2, keep_ratio=0.8),
+        Stage(layer=4, keep_ratio=0.6, scorer=Scorer(name="l1")),
+    )
+
+
+def test_of_two_stages_on_one_layer_the_lower_ratios_scorer_decides():
+    chosen = space(
+        scorer=["l1", "l2"], scorer_per="stage", ratios=ratios(per="stage", stages=2, layers=[2])
+    )
+    trial = FixedTrial(
+        {
+            "stage_0_layer_index": 0,
+            "stage_0_keep_ratio": 0.9,
+            "stage_0_scorer": "l1",
+            "stage_1_layer_index": 0,
+            "stage_1_keep_ratio": 0.6,
+            "stage_1_scorer": "l2",
+        }
+    )
+    policy = chosen.suggest(trial)
+    assert policy.stages == (Stage(layer=2, keep_ratio=0.6),)
+    assert policy.scorer.name == "l2"
+
+
+@pytest.mark.parametrize("where", [ratios(), ratios(per="stage", stages=2)])
+def test_known_schedule_keeps_its_stages_scorers(where: dict[str, Any]):
+    stages = [
+        {"layer": 0, "keep_ratio": 0.9},
+        {"layer": 4, "keep_ratio": 0.6, "scorer": {"name": "l1"}},
+    ]
+    schedules = [{"name": "own", "stages": stages, "scorer": "l2"}]
+    chosen = space(scorer=["l1", "l2"], scorer_per="stage", ratios=where, schedules=schedules)
+    (policy,) = (policy for name, policy in chosen.known_schedules() if name == "own")
+    assert [policy.stage_scorer(stage).name for stage in policy.stages] == ["l2", "l1"]
+    assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
 
 
 @pytest.mark.parametrize(
@@ -247,14 +299,30 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         ({"reduction": "grid"}, ["reduction must be tokens for vim_nano, got grid at reduction"]),
         ({"model": "vmamba_tiny_s1l8"}, ["reduction must be grid for vmamba_tiny_s1l8"]),
         (
-            {**GRID, "scorer": ["l1"], "alignment": {"conv": ["position"]}},
-            ["scorer must not be given with `reduction: grid`", "alignment must not be given"],
+            {**GRID, "scorer": ["l1"], "scorer_per": "stage", "alignment": {"conv": ["position"]}},
+            [f"{key} must not be given with" for key in ("scorer", "scorer_per", "alignment")],
         ),
         (
             {**GRID, "schedules": [{"name": "a", "stages": [{**HALF, "scorer": {"name": "l1"}}]}]},
             ["scorer must not be given with `reduction: grid`, got 'l1' at schedules[0]"],
         ),
         ({"limits": {"flops_ratio": {"min": 0.9, "max": 0.5}}}, ["min must be below max"]),
+        ({"scorer_per": "layer"}, ["scorer_per must be 'policy' or 'stage', got 'layer'"]),
+        (
+            {
+                "scorer": ["l1", "l2"],
+                "schedules": [{"name": "a", "stages": [{**HALF, "layer": 0}, LAST_BY_L2]}],
+            },
+            ["stages must share one scorer", "got l1, l2 at schedules[0]", "`scorer_per: stage`"],
+        ),
+        (
+            {
+                "scorer": ["l1"],
+                "scorer_per": "stage",
+                "schedules": [{"name": "a", "stages": [HALF, LAST_BY_L2]}],
+            },
+            ["scorer must be one of ['l1'], got 'l2' at schedules[0]"],
+        ),
         (
             {"limits": {"latency_ratio": {"max": 0.5}}},
             ["latency_ratio must have no limit where latency_ms is no objective", "add latency_ms"],

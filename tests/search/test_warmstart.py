@@ -33,9 +33,20 @@ def shares_left(policy: Policy) -> list[float]:
     return [kept / config.num_patches for _, kept in policy.effective_stages(config)]
 
 
-@given(st.sampled_from([PER_LAYER, PER_STAGE, {**PER_LAYER, "high": 0.9}]), st.data())
-def test_policy_of_the_space_itself_stays_what_it_is(ratios: dict, data: st.DataObject) -> None:
-    chosen = space(ratios=ratios, scorer=["l1", "sum"], alignment={"decay": ["none", "neighbor"]})
+@given(
+    st.sampled_from([PER_LAYER, PER_STAGE, {**PER_LAYER, "high": 0.9}]),
+    st.sampled_from(["policy", "stage"]),
+    st.data(),
+)
+def test_policy_of_the_space_itself_stays_what_it_is(
+    ratios: dict, scorer_per: str, data: st.DataObject
+) -> None:
+    chosen = space(
+        ratios=ratios,
+        scorer=["l1", "sum"],
+        scorer_per=scorer_per,
+        alignment={"decay": ["none", "neighbor"]},
+    )
     params = {}
     for name, distribution in chosen.distributions().items():
         choices = getattr(distribution, "choices", None) or [
