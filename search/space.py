@@ -5,8 +5,9 @@ This is the only place that knows the names of an Optuna trial's parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,9 +70,10 @@ def _choices(description: str, default: tuple[Any, ...]) -> Any:
 class Ratios(FilePart):
     """Where tokens may leave, and how many."""
 
-    per: Literal["layer", "stage"] = Field(
+    per: Literal["layer", "stage", "schedule"] = Field(
         description="layer: a keep ratio for each of `layers`; "
-        "stage: `stages` stages whose layers are searched too"
+        "stage: `stages` stages whose layers are searched too; "
+        "schedule: a first and a last layer, their keep ratios, and between them a straight line"
     )
     layers: Layers = Field(
         strict=False,
@@ -96,7 +98,7 @@ class Ratios(FilePart):
                 f"high must be a whole number of steps above low, got {self.low} to {self.high} "
                 f"in steps of {self.step}; change the step"
             )
-        if (self.stages is None) != (self.per == "layer"):
+        if (self.stages is None) != (self.per != "stage"):
             raise ValueError(
                 "stages must be given with `per: stage`, and only there, got "
                 f"per: {self.per} and stages: {self.stages}; add or remove stages"
@@ -107,6 +109,19 @@ class Ratios(FilePart):
         """The keep ratios of the space, ascending."""
         count = round((self.high - self.low) / self.step)
         return [round(self.low + index * self.step, 9) for index in range(count + 1)]
+
+    def line(self, start: int, end: int, first: int, last: int) -> dict[int, float]:
+        """The keep ratios after `layers[start]` to `layers[end]`, on a straight line.
+
+        Args:
+            first, last: The ratios at both ends, as places in `grid()`, to which those between are
+                rounded. Where `start` is `end`, `first` holds.
+        """
+        grid = self.grid()
+        return {
+            self.layers[place]: grid[_on_line(place, start, end, first, last)]
+            for place in range(start, end + 1)
+        }
 
 
 class AlignmentChoices(FilePart):
@@ -283,6 +298,8 @@ class SearchSpace(FilePart):
         """The policy that a trial stands for; asks the trial for every parameter of the space."""
         if self.ratios.per == "layer":
             stages = self._suggest_layers(trial)
+        elif self.ratios.per == "schedule":
+            stages = self._suggest_schedule(trial)
         else:
             stages = self._suggest_stages(trial)
         alignment = Alignment(
@@ -319,6 +336,23 @@ class SearchSpace(FilePart):
         for stage in sorted(stages, key=lambda stage: (stage.layer, stage.keep_ratio)):
             lowest.setdefault(stage.layer, stage)
         return [*lowest.values()]
+
+    def _suggest_schedule(self, trial: BaseTrial) -> list[Stage]:
+        ratios = self.ratios
+        start, end = sorted(
+            trial.suggest_int(f"{which}_layer_index", 0, len(ratios.layers) - 1)
+            for which in ("first", "last")
+        )
+        ends = [
+            trial.suggest_float(f"{which}_keep_ratio", ratios.low, ratios.high, step=ratios.step)
+            for which in ("first", "last")
+        ]
+        first, last = (round((ratio - ratios.low) / ratios.step) for ratio in ends)
+        line = ratios.line(start, end, first, last)
+        return [
+            self._suggest_stage(trial, layer, line.get(layer, 1.0), f"scorer_{layer}")
+            for layer in ratios.layers
+        ]
 
     def _suggest_stage(self, trial: BaseTrial, layer: int, ratio: float, name: str) -> Stage:
         """The stage at `layer`; the trial calls its scorer `name`, where it has one of its own."""
@@ -372,6 +406,15 @@ class SearchSpace(FilePart):
             for layer in ratios.layers:
                 ratio, scorer = kept.get(layer, dense)
                 params[f"keep_ratio_{layer}"], chosen[f"scorer_{layer}"] = ratio, scorer
+        elif ratios.per == "schedule":
+            ends = self._line_ends(stages)
+            assert ends is not None  # `params` has refused what is on no line
+            start, end, *steps = ends
+            params |= {"first_layer_index": start, "last_layer_index": end}
+            params["first_keep_ratio"], params["last_keep_ratio"] = (
+                ratios.grid()[n] for n in steps
+            )
+            chosen = {f"scorer_{n}": kept.get(n, dense)[1] for n in ratios.layers}
         else:
             places = list(kept.items()) or [(ratios.layers[0], dense)]
             for number in range(ratios.stages or 0):
@@ -382,6 +425,36 @@ class SearchSpace(FilePart):
         if self.scorer_per == "stage" and len(self.scorer) > 1:
             params |= chosen
         return params
+
+    def _line_ends(self, stages: Sequence[Stage]) -> tuple[int, int, int, int] | None:
+        """What `Ratios.line` takes to remove what the stages do; None where no line does.
+
+        Of several lines it is the shortest, then the flattest. Stages that remove nothing do not
+        count, so a line may go on beyond the others and be broken between them.
+        """
+        layers, grid = self.ratios.layers, self.ratios.grid()
+        wanted = self._removing({stage.layer: stage.keep_ratio or 1 for stage in stages})
+        points = [(layers.index(layer), grid.index(ratio)) for layer, ratio in wanted.items()]
+        leftmost, rightmost = (points[0][0], points[-1][0]) if points else (len(layers) - 1, 0)
+        steps = range(len(grid) - 1, -1, -1)
+        pairs = sorted(product(steps, steps), key=lambda pair: abs(pair[0] - pair[1]))
+        for start in range(leftmost, -1, -1):
+            for end in range(max(start, rightmost), len(layers)):
+                for first, last in pairs if points else pairs[:1]:
+                    ends = (start, end, first, last)
+                    if any(_on_line(place, *ends) != step for place, step in points):
+                        continue
+                    if self._removing(self.ratios.line(*ends)) == wanted:
+                        return ends
+        return None
+
+    def _removing(self, kept: Mapping[int, float]) -> dict[int, float]:
+        """Of keep ratios by layer, those that remove anything."""
+        stages = tuple(Stage(layer=layer, keep_ratio=ratio) for layer, ratio in kept.items())
+        # Not validated: a file whose reduction is wrong gets that told, and this as well.
+        policy = Policy.model_construct(model=self.model, reduction=self.reduction, stages=stages)
+        effective = policy.effective_stages(self.config)
+        return {stage.layer: kept[stage.layer] for stage, _ in effective}
 
     def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         """One policy for all settings that do the same: what changes nothing gets its default.
@@ -458,6 +531,9 @@ class SearchSpace(FilePart):
     def _outside(self, stages: Sequence[Stage], scorer: str) -> str | None:
         """Why stages are not in the space, as "rule, value; remedy"; None when they are."""
         ratios = self.ratios
+        places = [stage.layer for stage in stages]
+        if places != sorted(set(places)):
+            return f"the stages' layers must ascend, got {places}; list each once, sorted"
         own = [stage.scorer.name for stage in stages if stage.scorer]
         if own and self.reduction == "grid":
             return f"scorer must not be given with `reduction: grid`, got {own[0]!r}; remove it"
@@ -489,6 +565,12 @@ class SearchSpace(FilePart):
             return f"stages must be at most {ratios.stages}, got {len(stages)}; raise ratios.stages"
         if ratios.stages is not None and not stages and ratios.high < 1:
             return "stages must not be empty where ratios.high is below 1.0; raise high"
+        if ratios.per == "schedule" and self._line_ends(stages) is None:
+            kept = ", ".join(f"{stage.layer}: {stage.keep_ratio}" for stage in stages) or "none"
+            return (
+                "keep ratios must lie on a line over successive layers of ratios.layers with "
+                f"`per: schedule`, got {kept}; change them, or write `per: layer`"
+            )
         return None
 
     def _reduction_faults(self, file: YamlFile) -> Iterator[str]:
@@ -521,6 +603,11 @@ class SearchSpace(FilePart):
                     rule, _, remedy = fault.partition("; ")
                     yield f"{rule} at {file.at(('schedules', index))}; {remedy}."
                     break
+
+
+def _on_line(place: int, start: int, end: int, first: int, last: int) -> int:
+    """What a straight line from `first` at `start` to `last` at `end` is at `place`, rounded."""
+    return round(first + (last - first) * (place - start) / max(end - start, 1))
 
 
 def _scorers(stages: Sequence[Stage], scorer: str) -> list[str]:

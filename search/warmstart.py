@@ -3,15 +3,21 @@
 A stage goes to the layer of the space that is nearest in relative depth, (layer + 1) / depth, and
 the share of the patch tokens that are left after it stays what it was, as far as the space's steps
 allow. A scorer or alignment that the space does not have becomes its first. A policy whose stages
-have scorers of their own keeps them where the space has them per stage.
+have scorers of their own keeps them where the space has them per stage. In a space `per: schedule`
+the keep ratios become the line from the first of the layers to the last that leaves most nearly the
+same shares.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, product
+from operator import mul
 from pathlib import Path
 from typing import TypeVar
+
+from optuna.trial import FixedTrial
 
 from search.front import front
 from search.rundir import RunDirectory
@@ -56,9 +62,28 @@ def adapt(policy: Policy, space: SearchSpace) -> Policy | None:
     """
     if policy.reduction != space.reduction:
         return None
+    found = _member(policy, space) or _fitted(policy, space)
+    try:
+        space.params(found)
+    except SpaceError:
+        return None
+    return None if space.infeasible(found) else found
+
+
+def _member(policy: Policy, space: SearchSpace) -> Policy | None:
+    """The policy itself, where it is in the space."""
+    if policy.model != space.model:
+        return None
+    try:
+        return space.suggest(FixedTrial(space.params(policy)))
+    except SpaceError:
+        return None
+
+
+def _fitted(policy: Policy, space: SearchSpace) -> Policy:
     alignment = policy.alignment
     choices = space.alignment
-    found = space.normalise(
+    return space.normalise(
         _grid_stages(policy, space) if space.reduction == "grid" else _stages(policy, space),
         _or_first(policy.scorer.name, space.scorer),
         Alignment(
@@ -67,11 +92,6 @@ def adapt(policy: Policy, space: SearchSpace) -> Policy | None:
             conv=_or_first(alignment.conv, choices.conv),
         ),
     )
-    try:
-        space.params(found)
-    except SpaceError:
-        return None
-    return None if space.infeasible(found) else found
 
 
 def _policies(origin: str | Path) -> list[tuple[str, Policy]]:
@@ -98,6 +118,9 @@ def _stages(policy: Policy, space: SearchSpace) -> list[Stage]:
         layers = _deepest_cuts(left, ratios.stages or 0)
     else:
         layers = list(ratios.layers)
+    if ratios.per == "schedule":
+        line = _nearest_line(left, space)
+        return [Stage(layer=n, keep_ratio=r, scorer=scorers.get(n)) for n, r in line.items()]
     stages: list[Stage] = []
     tokens, share = space.config.num_patches, 1.0
     for layer in layers:
@@ -121,7 +144,33 @@ def _grid_stages(policy: Policy, space: SearchSpace) -> list[Stage]:
         origin = min(range(config.depth), key=lambda n: abs((n + 1) / config.depth - depth))
         ratio = _closest(scanned.get(origin, 1.0), space.ratios.grid())
         stages.append(Stage(layer=layer, keep_ratio=ratio))
+    if space.ratios.per == "schedule":
+        line = _nearest_line({s.layer: s.keep_ratio for s in stages if s.keep_ratio != 1}, space)
+        return [Stage(layer=n, keep_ratio=r) for n, r in line.items()]
     return stages
+
+
+def _nearest_line(wanted: Mapping[int, float | None], space: SearchSpace) -> dict[int, float]:
+    """The keep ratios of a schedule of the space, by layer, that come closest to what is wanted.
+
+    Args:
+        wanted: The share of the tokens that is left after a layer or, with `reduction: grid`,
+            scanned at it; ascending.
+    """
+    if not wanted:
+        return {}
+    ratios, tokens = space.ratios, space.reduction == "tokens"
+    start, end = (ratios.layers.index(layer) for layer in (min(wanted), max(wanted)))
+    shares = [1.0]
+    for layer in ratios.layers[start : end + 1]:
+        shares.append(wanted.get(layer) or (shares[-1] if tokens else 1.0))
+
+    def distance(line: dict[int, float]) -> float:
+        found: Iterable[float] = accumulate(line.values(), mul) if tokens else line.values()
+        return sum(abs(one - other) for one, other in zip(found, shares[1:], strict=True))
+
+    steps = range(len(ratios.grid()))
+    return min((ratios.line(start, end, *pair) for pair in product(steps, steps)), key=distance)
 
 
 def _leaving(wanted: float, tokens: int, layer: int, grid: Sequence[float]) -> Stage:

@@ -55,7 +55,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
     steps = draw(st.integers(1, 6))
     high = draw(st.sampled_from([1.0, 0.9]))
     where = {
-        "per": draw(st.sampled_from(["layer", "stage"])),
+        "per": draw(st.sampled_from(["layer", "stage", "schedule"])),
         "layers": sorted(draw(st.sets(st.integers(0, depth - 1), min_size=1, max_size=6))),
         "low": round(high - steps * step, 9),
         "high": high,
@@ -106,7 +106,8 @@ def test_suggest_gives_a_valid_policy_for_any_trial(proposal: tuple[SearchSpace,
 def test_params_lead_back_to_the_same_policy(proposal: tuple[SearchSpace, FixedTrial]):
     chosen, trial = proposal
     policy = chosen.suggest(trial)
-    if chosen.ratios.high < 1 and len(policy.stages) < len(chosen.ratios.layers):
+    per_line = chosen.ratios.per == "schedule"
+    if not per_line and chosen.ratios.high < 1 and len(policy.stages) < len(chosen.ratios.layers):
         return  # a stage removed nothing: the policy has fewer stages than every trial has
     params = chosen.params(policy)
     assert params.keys() == chosen.distributions().keys()
@@ -158,6 +159,47 @@ def test_scorer_per_stage_is_a_parameter_of_each_stage():
         Stage(layer=2, keep_ratio=0.8),
         Stage(layer=4, keep_ratio=0.6, scorer=Scorer(name="l1")),
     )
+
+
+@pytest.mark.parametrize(
+    ("ends", "ratio_ends", "expected"),
+    [
+        ((1, 3), (0.7, 0.7), {1: 0.7, 2: 0.7, 3: 0.7}),
+        ((0, 4), (0.9, 0.5), {0: 0.9, 1: 0.8, 2: 0.7, 3: 0.6, 4: 0.5}),
+        ((4, 1), (0.9, 0.7), {1: 0.9, 2: 0.8, 3: 0.8, 4: 0.7}),  # 0.83 and 0.77, rounded
+        ((2, 2), (0.6, 0.9), {2: 0.6}),
+        ((0, 2), (1.0, 0.8), {1: 0.9, 2: 0.8}),
+    ],
+)
+def test_schedule_is_a_line_from_the_first_layer_to_the_last(
+    ends: tuple[int, int], ratio_ends: tuple[float, float], expected: dict[int, float]
+):
+    chosen = space(ratios=ratios(per="schedule", layers=[0, 1, 2, 3, 4, 5]))
+    names = ["first_layer_index", "last_layer_index", "first_keep_ratio", "last_keep_ratio"]
+    assert list(chosen.distributions()) == names
+    policy = chosen.suggest(FixedTrial(dict(zip(names, (*ends, *ratio_ends), strict=True))))
+    assert {stage.layer: stage.keep_ratio for stage in policy.stages} == expected
+    assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
+
+
+@given(st.data())
+def test_every_equal_schedule_over_successive_layers_is_in_the_space(data: st.DataObject):
+    chosen = space(
+        model="vim_small_patch16_224",
+        ratios=ratios(per="schedule", layers=[*range(2, 22)], low=0.6, step=0.05),
+    )
+    start, end = sorted(data.draw(st.tuples(st.integers(2, 21), st.integers(2, 21))))
+    ratio = data.draw(st.sampled_from(chosen.ratios.grid()))
+    stages = [Stage(layer=layer, keep_ratio=ratio) for layer in range(start, end + 1)]
+    policy = chosen.normalise(stages, chosen.scorer[0], Alignment())
+    assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
+
+
+def test_known_schedules_of_a_line_leave_out_what_is_none():
+    layers = [*range(1, 6)]
+    schedule = {"name": "equal", "layers": [1, 2, 3], "keep_ratio": [0.9, 0.8]}
+    chosen = space(ratios=ratios(per="schedule", layers=layers), schedules=[schedule])
+    assert [name for name, _ in chosen.known_schedules()] == ["equal@0.9", "equal@0.8"]
 
 
 def test_of_two_stages_on_one_layer_the_lower_ratios_scorer_decides():
@@ -295,6 +337,14 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         ({"ratios": ratios(layers=[4, 2])}, ["ascend, got [4, 2]", "list each once, sorted"]),
         ({"ratios": ratios(per="stage")}, ["stages must be given with `per: stage`"]),
         ({"ratios": ratios(stages=2)}, ["stages must be given with `per: stage`"]),
+        ({"ratios": ratios(per="schedule", stages=2)}, ["stages must be given with `per: stage`"]),
+        (
+            {
+                "ratios": ratios(per="schedule"),
+                "schedules": [{"name": "a", "layers": [0, 4], "keep_ratio": [0.8]}],
+            },
+            ["keep ratios must lie on a line", "got 0: 0.8, 4: 0.8 at schedules[0]", "per: layer"],
+        ),
         ({"alignment": {"decay": ["zero"]}}, ["unknown decay 'zero'", "did you mean zero_input"]),
         ({"reduction": "grid"}, ["reduction must be tokens for vim_nano, got grid at reduction"]),
         ({"model": "vmamba_tiny_s1l8"}, ["reduction must be grid for vmamba_tiny_s1l8"]),
@@ -330,6 +380,18 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         (
             {"schedules": [{"name": "a", "layers": [1], "keep_ratio": [0.8]}]},
             ["layer must be one of ratios.layers, got 1", "schedules[0]"],
+        ),
+        (
+            {"schedules": [{"name": "a", "stages": [HALF, {**HALF, "layer": 0}]}]},
+            ["the stages' layers must ascend, got [2, 0] at schedules[0]", "sorted"],
+        ),
+        (
+            {
+                "model": "vmamba_tiny_s1l8",
+                "ratios": ratios(per="schedule"),
+                "schedules": [{"name": "a", "layers": [0, 4], "keep_ratio": [0.8]}],
+            },
+            ["reduction must be grid for vmamba_tiny_s1l8", "keep ratios must lie on a line"],
         ),
         (
             {"schedules": [{"name": "a", "layers": [2]}]},

@@ -20,6 +20,7 @@ from ssmprune.models.zoo import find_config
 from ssmprune.policy import Stage
 
 PER_LAYER = {"per": "layer", "layers": [1, 3, 5], "low": 0.5, "step": 0.1}
+PER_SCHEDULE = {**PER_LAYER, "per": "schedule"}
 PER_STAGE = {**PER_LAYER, "per": "stage", "stages": 2}
 
 
@@ -34,7 +35,14 @@ def shares_left(policy: Policy) -> list[float]:
 
 
 @given(
-    st.sampled_from([PER_LAYER, PER_STAGE, {**PER_LAYER, "high": 0.9}]),
+    st.sampled_from(
+        [
+            PER_LAYER,
+            PER_STAGE,
+            PER_SCHEDULE,
+            *({**r, "high": 0.9} for r in (PER_LAYER, PER_SCHEDULE)),
+        ]
+    ),
     st.sampled_from(["policy", "stage"]),
     st.data(),
 )
@@ -58,6 +66,8 @@ def test_policy_of_the_space_itself_stays_what_it_is(
     found = adapt(policy, chosen)
     assert found is not None
     assert pruning_key(found) == pruning_key(policy)
+    if chosen.ratios.per == "schedule":
+        assert found == policy
 
 
 def test_stages_keep_their_relative_depth_and_what_they_leave() -> None:
@@ -95,6 +105,29 @@ def test_greatest_cuts_stay_where_there_are_fewer_stages() -> None:
     assert found is not None
     assert [stage.layer for stage in found.stages] == [3, 5]
     assert shares_left(found) == pytest.approx(shares_left(policy)[1:], abs=0.06)
+
+
+def test_other_stages_become_the_nearest_line() -> None:
+    ratios = {"per": "schedule", "layers": list(range(23)), "low": 0.6, "step": 0.05}
+    policy = Policy.load("top_vim_small")  # 0.8 after 4, 9, 14
+    found = adapt(policy, space("vim_small_patch16_224", ratios=ratios))
+    assert found is not None
+    assert {stage.layer for stage in found.stages} <= {*range(4, 15)}
+    left = shares_left(found)
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == pytest.approx(shares_left(policy)[-1], abs=0.12)
+
+
+def test_other_grids_become_the_nearest_line() -> None:
+    ratios = {"per": "schedule", "layers": [0, 1, 2, 3], "low": 0.25, "step": 0.25}
+    policy = Policy(
+        model="vmamba_tiny_s1l8",
+        reduction="grid",
+        stages=tuple(Stage(layer=n, keep_ratio=r) for n, r in ((0, 0.5), (1, 0.5), (3, 0.5))),
+    )
+    found = adapt(policy, space("vmamba_tiny_s1l8", reduction="grid", ratios=ratios))
+    assert found is not None
+    assert [(s.layer, s.keep_ratio) for s in found.stages] == [(n, 0.5) for n in range(4)]
 
 
 def test_grid_policies_keep_each_blocks_share() -> None:
