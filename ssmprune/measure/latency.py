@@ -98,9 +98,9 @@ def compare_latency(
         dense_ms=statistics.median(dense_ms),
         latency_ms=statistics.median(pruned_ms),
         device=str(device),
-        device_name=_device_name(device),
+        device_name=device_name(device),
         batch_size=len(images),
-        precision="bfloat16" if amp else str(images.dtype).removeprefix("torch."),
+        precision=precision_name(images, amp),
         threads=torch.get_num_threads(),
         backend=backend,
         repeats=repeats,
@@ -143,7 +143,13 @@ def _time_on_cuda(forward: Forward, images: Tensor) -> float:
     return float(start.elapsed_time(end))
 
 
-def _device_name(device: torch.device) -> str:
+def precision_name(images: Tensor, amp: bool) -> str:
+    """What a model computes in, for the record: bfloat16 under autocast, else the images' type."""
+    return "bfloat16" if amp else str(images.dtype).removeprefix("torch.")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU or the CPU by the name that its maker gave it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
