@@ -317,6 +317,9 @@ def export(
     max_latency_ratio: Annotated[
         float | None, typer.Option(help="Highest latency over the dense model's, such as 0.7.")
     ] = None,
+    max_memory_ratio: Annotated[
+        float | None, typer.Option(help="Highest peak memory over the dense model's, such as 0.8.")
+    ] = None,
     min_top1: Annotated[
         float | None, typer.Option(help="Lowest top-1 on the search split, in per cent.")
     ] = None,
@@ -341,6 +344,7 @@ def export(
     limits = {
         "max_flops_ratio": max_flops_ratio,
         "max_latency_ratio": max_latency_ratio,
+        "max_memory_ratio": max_memory_ratio,
         "min_top1": min_top1,
     }
     _check_limits(limits, everything)

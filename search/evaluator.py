@@ -18,6 +18,7 @@ from search.measurement import (
     LATENCY_BATCH,
     LATENCY_FIGURES,
     LATENCY_PROTOCOL,
+    MEMORY_FIGURES,
     Measurement,
     Objective,
 )
@@ -26,7 +27,8 @@ from search.racing import Bits, Race
 from ssmprune.data import Batch, ImageSet, open_images
 from ssmprune.measure.accuracy import correct, wilson_interval
 from ssmprune.measure.flops import count_flops
-from ssmprune.measure.latency import compare_latency
+from ssmprune.measure.latency import compare_latency, device_name, precision_name
+from ssmprune.measure.memory import peak_memory
 from ssmprune.models.checkpoints import checkpoint_sha256, load_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
@@ -53,7 +55,8 @@ class Evaluator(Protocol):
         Args:
             race: Is shown what the policy gets right, in the order of the images; those that it
                 knows of are not classified again. The latency of a policy whose race ends early is
-                not measured: it is given that of its rival.
+                not measured: it is given that of its rival. A rival that takes more memory is
+                dropped where peak memory is an objective.
         """
         ...
 
@@ -75,7 +78,8 @@ class Evaluators(Protocol):
         Args:
             split: `search` or `holdout`.
             threads: CPU threads that it may use.
-            dense: The dense model's figures, whose latency is the unit of all others.
+            dense: The dense model's figures, whose latency and peak memory are the units of all
+                others.
         """
         ...
 
@@ -162,6 +166,8 @@ class ModelEvaluator:
         """
         race = race or Race()
         apply_policy(self._pruned, policy)
+        memory = self._memory(policy)
+        race.start(memory["peak_memory_bytes"])
         self._run(race)
         hits, images = int(race.correct.sum()), len(race.correct)
         low, high = wilson_interval(hits, images)
@@ -176,6 +182,7 @@ class ModelEvaluator:
             flops_ratio=count.flops / self._dense_flops,
             paper_flops=count.paper_flops,
             **self._latency(policy, race),
+            **memory,
         )
 
     def _run(self, race: Race) -> None:
@@ -224,6 +231,28 @@ class ModelEvaluator:
             unit = self._dense.latency_ms
         figures = dict(zip(LATENCY_FIGURES, (unit * ratios[0], *ratios), strict=True))
         return {**figures, "latency_protocol": protocol}
+
+    def _memory(self, policy: Policy) -> dict[str, Any]:
+        """The peak memory figures of a measurement; NaN where latency would be."""
+        setting, device = self._setting, self._batch.device
+        if "peak_memory_bytes" not in setting.objectives or self._images.split == "holdout":
+            return dict.fromkeys(MEMORY_FIGURES, math.nan)
+        found = peak_memory(self._pruned, self._batch, amp=setting.amp)
+        if not policy.stages:
+            unit: float = found
+        elif self._dense:
+            unit = self._dense.peak_memory_bytes
+        else:
+            unit = peak_memory(self._unpruned, self._batch, amp=setting.amp)
+        protocol = {
+            "device": str(device),
+            "device_name": device_name(device),
+            "batch_size": len(self._batch),
+            "precision": precision_name(self._batch, setting.amp),
+            "backend": resolve_backend("auto", device, self._batch.dtype),
+        }
+        figures = dict(zip(MEMORY_FIGURES, (found, found / unit), strict=True))
+        return {**figures, "memory_protocol": protocol}
 
 
 def _pieces(loader: Iterable[Batch], rungs: Sequence[int]) -> Iterator[Piece]:

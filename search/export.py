@@ -65,6 +65,9 @@ def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
     measured["paper_flops"] = _cost(search.paper_flops, dense.paper_flops)
     if not math.isnan(search.latency_ratio):
         measured["latency"] = _latency(search, dense)
+    if not math.isnan(search.peak_memory_ratio):
+        cost = _cost(int(search.peak_memory_bytes), int(dense.peak_memory_bytes))
+        measured["peak_memory_bytes"] = {**cost, **search.memory_protocol}
     return measured
 
 

@@ -1,13 +1,15 @@
 """The Pareto front of a search, its hypervolume, and the choice of one member.
 
-Objectives: `top1` is maximised, `flops` and `latency_ms` are minimised. `top1` and `flops` are
-compared as they are. Latency is compared by the 95 % interval of its ratio to dense, because its
-noise would otherwise make nearly every candidate the fastest of its kind: it is better only where
-the whole interval lies below the other's, and counts as equal where the two overlap.
+Objectives: `top1` is maximised, `flops`, `latency_ms` and `peak_memory_bytes` are minimised. All
+but latency are compared as they are. Latency is compared by the 95 % interval of its ratio to
+dense, because its noise would otherwise make nearly every candidate the fastest of its kind: it is
+better only where the whole interval lies below the other's, and counts as equal where the two
+overlap.
 
 The rule: `a` excludes `b` if `a` is worse in no objective and ranks before `b`. Ranks go by `top1`,
-then `flops`, then the latency ratio, equals in the order given. As ranks are an order, "excludes"
-has no cycle; and whoever is better in one objective and worse in none ranks first.
+then `flops`, the latency ratio and the peak memory, equals in the order given. As ranks are an
+order, "excludes" has no cycle; and whoever is better in one objective and worse in none ranks
+first.
 
 "Equal within noise" is not transitive, so leaving out whatever anything excludes could lose a fast
 candidate to a slower one that is itself left out. Therefore the front is the kernel of the
@@ -73,12 +75,12 @@ def hypervolume(
 ) -> float:
     """Share of the box from `reference` to the ideal that the candidates dominate, in [0, 1].
 
-    The ideal is 100 % top-1 at no FLOPs and no time. Latency goes in as measured, without its
-    interval. What is worse than the reference in an objective adds nothing.
+    The ideal is 100 % top-1 at no FLOPs, in no time and no memory. Latency goes in as measured,
+    without its interval. What is worse than the reference in an objective adds nothing.
 
     Args:
         reference: The worst acceptable value of each objective, in its unit; usually 0 % top-1
-            and the dense model's FLOPs and latency.
+            and the dense model's FLOPs, latency and peak memory.
 
     Raises:
         ValueError: A figure of an objective is NaN.
@@ -92,7 +94,8 @@ def hypervolume(
 
 def dense_reference(dense: Measurement) -> dict[Objective, float]:
     """The reference that hypervolumes are told against: the dense model's costs and 0 % top-1."""
-    return {"top1": 0.0, "flops": dense.flops, "latency_ms": dense.latency_ms}
+    costs: tuple[Objective, ...] = ("flops", "latency_ms", "peak_memory_bytes")
+    return {"top1": 0.0, **{cost: dense.value(cost) for cost in costs}}
 
 
 def select(
@@ -100,6 +103,7 @@ def select(
     *,
     max_flops_ratio: float | None = None,
     max_latency_ratio: float | None = None,
+    max_memory_ratio: float | None = None,
     min_top1: float | None = None,
 ) -> Candidate:
     """The member of a front with the highest top-1 within limits; of equals, fewest FLOPs.
@@ -109,21 +113,31 @@ def select(
     Args:
         max_flops_ratio: FLOPs over the dense model's.
         max_latency_ratio: Latency over the dense model's.
+        max_memory_ratio: Peak memory over the dense model's.
         min_top1: Per cent.
 
     Raises:
-        UsageError: No member is within the limits, or a limit is on latency and the search did
-            not measure it. The message names the nearest member.
+        UsageError: No member is within the limits, or a limit is on latency or peak memory and
+            the search did not measure it. The message names the nearest member.
     """
     if not members:
         raise UsageError("a front must have members to choose from, got none; search further.")
-    if max_latency_ratio is not None and any(np.isnan(c.search.latency_ratio) for c in members):
-        raise UsageError(
-            f"a limit on latency needs a search with the objective latency_ms, got "
-            f"{max_latency_ratio:g} for one without; leave the limit out, or search again."
-        )
-    limits = {"flops_ratio": max_flops_ratio, "latency_ratio": max_latency_ratio, "top1": min_top1}
+    limits = {
+        "flops_ratio": max_flops_ratio,
+        "latency_ratio": max_latency_ratio,
+        "peak_memory_ratio": max_memory_ratio,
+        "top1": min_top1,
+    }
     given = {name: limit for name, limit in limits.items() if limit is not None}
+    for ratio, what, objective in (
+        ("latency_ratio", "latency", "latency_ms"),
+        ("peak_memory_ratio", "peak memory", "peak_memory_bytes"),
+    ):
+        if ratio in given and any(np.isnan(getattr(c.search, ratio)) for c in members):
+            raise UsageError(
+                f"a limit on {what} needs a search with the objective {objective}, got "
+                f"{given[ratio]:g} for one without; leave the limit out, or search again."
+            )
     within = [c for c in members if _excess(c, given) <= 0]
     if not within:
         raise UsageError(_nothing_within(members, given))
@@ -141,7 +155,12 @@ def _kernel(candidates: Sequence[Candidate], objectives: Sequence[Objective]) ->
 
 def _rank(candidate: Candidate, objectives: Sequence[Objective]) -> tuple[float, ...]:
     figures = candidate.search
-    parts = {"top1": -figures.top1, "flops": figures.flops, "latency_ms": figures.latency_ratio}
+    parts = {
+        "top1": -figures.top1,
+        "flops": figures.flops,
+        "latency_ms": figures.latency_ratio,
+        "peak_memory_bytes": figures.peak_memory_bytes,
+    }
     return tuple(part for objective, part in parts.items() if objective in objectives)
 
 
@@ -152,6 +171,7 @@ def _worse(a: Candidate, b: Candidate, objectives: Sequence[Objective]) -> bool:
         ("top1" in objectives and x.top1 < y.top1)
         or ("flops" in objectives and x.flops > y.flops)
         or ("latency_ms" in objectives and x.latency_ratio_low > y.latency_ratio_high)
+        or ("peak_memory_bytes" in objectives and x.peak_memory_bytes > y.peak_memory_bytes)
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from ssmprune.policy import Policy
 
-Objective = Literal["top1", "flops", "latency_ms"]
+Objective = Literal["top1", "flops", "latency_ms", "peak_memory_bytes"]
 
 LATENCY_BATCH = 16
-"""Most images in the batch whose latency is measured."""
+"""Most images in the batch whose latency and peak memory are measured."""
 
 LATENCY_FIGURES = ("latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high")
+MEMORY_FIGURES = ("peak_memory_bytes", "peak_memory_ratio")
 LATENCY_PROTOCOL = (
     "device",
     "device_name",
@@ -41,6 +42,10 @@ class Measurement:
             stopped early or has paused its rival's, which is no higher.
         latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
         latency_protocol: Device and settings that latency was measured with.
+        peak_memory_bytes: Most bytes that the tensors of one forward pass take at one time, for one
+            batch and without weights and images. NaN on the holdout, and when it is no objective.
+        peak_memory_ratio: `peak_memory_bytes` over those of the dense model.
+        memory_protocol: Device and settings that peak memory was measured with.
     """
 
     split: str
@@ -56,6 +61,9 @@ class Measurement:
     latency_ratio_low: float
     latency_ratio_high: float
     latency_protocol: Mapping[str, Any] = field(default_factory=dict)
+    peak_memory_bytes: float = math.nan
+    peak_memory_ratio: float = math.nan
+    memory_protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for JSON, which has no NaN: None stands for it."""

@@ -17,7 +17,9 @@ for the most promising first, see `search.promise`. Nobody loses by it: whoever 
 where it was before the search ends, then against the best rival of that time.
 
 To cost no more is to have no more FLOPs; where latency is an objective, also to have no more tokens
-in any block, which stands for a latency that would cost as much to measure as it saves.
+in any block, which stands for a latency that would cost as much to measure as it saves. Tokens do
+not stand for peak memory, which pruning can raise. Where it is an objective, it is measured before
+the race, and a rival that takes more is none.
 """
 
 from __future__ import annotations
@@ -139,6 +141,11 @@ class Race:
         self.known: Bits = np.zeros(0, bool) if known is None else known
         self.correct = self.known
         self.is_lost = self.is_paused = False
+
+    def start(self, peak_memory_bytes: float) -> None:
+        """Drop a rival that takes more memory than the candidate; NaN where it is no objective."""
+        if self.rival and self.rival.search.peak_memory_bytes > peak_memory_bytes:
+            self.rival = None
 
     @property
     def ended_early(self) -> bool:

@@ -38,6 +38,9 @@ SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 # Keep ratios of the schedules that every search begins with: three equal stages, as published.
 UNIFORM_RATIOS = (0.9, 0.8, 0.7, 0.6)
 
+MOST_OBJECTIVES = 3
+"""With more, nearly every candidate is on the front."""
+
 Value = TypeVar("Value")
 
 
@@ -56,6 +59,15 @@ def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
             f"layers must be at least one and ascend, got {list(layers)}; list each once, sorted"
         )
     return layers
+
+
+def _few(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    if len(objectives) > MOST_OBJECTIVES:
+        raise ValueError(
+            f"objectives must be at most {MOST_OBJECTIVES}, got {len(objectives)}; "
+            "remove those that matter least"
+        )
+    return objectives
 
 
 Layer = Annotated[int, Field(ge=0)]
@@ -163,6 +175,12 @@ class LatencyLimits(FilePart):
     max: float = Field(gt=0, description="the highest share, above 0")
 
 
+class MemoryLimits(FilePart):
+    """A bound of the peak memory over the dense model's."""
+
+    max: float = Field(gt=0, description="the highest share, above 0")
+
+
 class Limits(FilePart):
     """What a candidate must keep to."""
 
@@ -177,6 +195,11 @@ class Limits(FilePart):
         default=None,
         description="a bound of the latency over the dense model's: max; for the objective "
         "latency_ms; candidates above it never enter the front",
+    )
+    memory_ratio: MemoryLimits | None = Field(
+        default=None,
+        description="a bound of the peak memory over the dense model's: max; for the objective "
+        "peak_memory_bytes; candidates above it never enter the front",
     )
 
 
@@ -242,11 +265,13 @@ class SearchSpace(FilePart):
     alignment: AlignmentChoices = Field(
         default=AlignmentChoices(), description="lists of decay, strength and conv"
     )
-    objectives: Annotated[tuple[Objective, ...], AfterValidator(_distinct)] = _choices(
-        "a list of top1, flops, latency_ms", ("top1", "flops")
+    objectives: Annotated[
+        tuple[Objective, ...], AfterValidator(_distinct), AfterValidator(_few)
+    ] = _choices(
+        "a list of up to three of top1, flops, latency_ms, peak_memory_bytes", ("top1", "flops")
     )
     limits: Limits = Field(
-        default=Limits(), description="bounds of flops_ratio, top1 and latency_ratio"
+        default=Limits(), description="bounds of flops_ratio, top1, latency_ratio and memory_ratio"
     )
     schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
         default=(), description="a list of known schedules to try first"
@@ -496,8 +521,10 @@ class SearchSpace(FilePart):
 
     def admits(self, measurement: Measurement) -> bool:
         """Whether a measured candidate keeps to the limits on what is measured."""
-        limit = self.limits.latency_ratio
-        if limit is not None and measurement.latency_ratio > limit.max:
+        latency, memory = self.limits.latency_ratio, self.limits.memory_ratio
+        if latency is not None and measurement.latency_ratio > latency.max:
+            return False
+        if memory is not None and measurement.peak_memory_ratio > memory.max:
             return False
         return measurement.top1 >= self.limits.top1.min
 
@@ -589,11 +616,16 @@ class SearchSpace(FilePart):
                     )
 
     def _limit_faults(self, file: YamlFile) -> Iterator[str]:
-        if self.limits.latency_ratio is not None and "latency_ms" not in self.objectives:
-            yield (
-                "latency_ratio must have no limit where latency_ms is no objective, got one at "
-                f"{file.at(('limits', 'latency_ratio'))}; add latency_ms to objectives."
-            )
+        measured: dict[str, Objective] = {
+            "latency_ratio": "latency_ms",
+            "memory_ratio": "peak_memory_bytes",
+        }
+        for limit, objective in measured.items():
+            if getattr(self.limits, limit) is not None and objective not in self.objectives:
+                yield (
+                    f"{limit} must have no limit where {objective} is no objective, got one at "
+                    f"{file.at(('limits', limit))}; add {objective} to objectives."
+                )
 
     def _schedule_faults(self, file: YamlFile) -> Iterator[str]:
         for index, schedule in enumerate(self.schedules):

@@ -73,4 +73,6 @@ class SyntheticEvaluator:
             latency_ratio=ratio,
             latency_ratio_low=ratio,
             latency_ratio_high=ratio,
+            peak_memory_bytes=round(1e6 * ratio),
+            peak_memory_ratio=ratio,
         )

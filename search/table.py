@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from rich.markup import escape
@@ -37,6 +37,8 @@ COLUMNS = {
     "latency_ratio_low": "lower end of its 95 % interval",
     "latency_ratio_high": "upper end",
     "latency_ms": "milliseconds for one batch",
+    "peak_memory_ratio": "peak memory over the dense model's; empty if not measured",
+    "peak_memory_bytes": "most bytes that the tensors of a pass take, for one batch",
 }
 """Names and meanings of the columns of `front.csv`, which are the keys of a row too."""
 
@@ -71,22 +73,25 @@ def to_table(
     candidates: Sequence[Candidate], dense: Measurement, dense_holdout: Measurement | None
 ) -> Table:
     """The candidates below the dense model, two lines each."""
-    is_timed = not math.isnan(dense.latency_ratio)
+    ratios = ("latency_ratio", "peak_memory_ratio")
+    measured = {ratio for ratio in ratios if not math.isnan(getattr(dense, ratio))}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Trial\n", justify="right")
     table.add_column("FLOPs ratio\n[dim]M, paper's M")
     table.add_column("Top-1 search\n[dim]95 % interval")
     table.add_column("Top-1 holdout\n[dim]95 % interval")
-    if is_timed:
+    if "latency_ratio" in measured:
         table.add_column("Latency ratio\n[dim]95 % interval")
+    if "peak_memory_ratio" in measured:
+        table.add_column("Memory ratio\n[dim]MiB")
     table.add_column("Tokens left after layer\n[dim]scorer, alignment, source", overflow="fold")
-    table.add_row("dense", *_cells(dense, dense_holdout, is_timed), "all")
+    table.add_row("dense", *_cells(dense, dense_holdout, measured), "all")
     for candidate in candidates:
         policy = candidate.policy
         about = f"{scorer_text(policy)}, {alignment_text(policy)}, {escape(candidate.source)}"
         table.add_row(
             str(candidate.trial),
-            *_cells(candidate.search, candidate.holdout, is_timed),
+            *_cells(candidate.search, candidate.holdout, measured),
             f"{tokens_text(policy) or 'all'}\n[dim]{about}",
         )
     return table
@@ -116,13 +121,16 @@ def alignment_text(policy: Policy) -> str:
     return f"{alignment.decay}{strength} {alignment.conv}"
 
 
-def _cells(search: Measurement, holdout: Measurement | None, is_timed: bool) -> list[str]:
+def _cells(search: Measurement, holdout: Measurement | None, measured: Set[str]) -> list[str]:
     millions = f"{search.flops / 1e6:,.1f}, {search.paper_flops / 1e6:,.1f}"
     cells = [f"{search.flops_ratio:.3f}\n[dim]{millions}", _top1(search)]
     cells.append(_top1(holdout) if holdout else "")
-    if is_timed:
+    if "latency_ratio" in measured:
         low, high = search.latency_ratio_low, search.latency_ratio_high
         cells.append(_with_interval(search.latency_ratio, low, high, 3))
+    if "peak_memory_ratio" in measured:
+        mebibytes = search.peak_memory_bytes / 2**20
+        cells.append(f"{search.peak_memory_ratio:.3f}\n[dim]{mebibytes:,.1f}")
     return cells
 
 

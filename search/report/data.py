@@ -64,6 +64,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
             "flops": count.flops / outcome.dense.flops,
             **_accuracies(schedule.figures),
             "latency": _latency(schedule.figures.get("search")),
+            "memory": _memory(schedule.figures.get("search")),
         }
     for model in smaller.models if smaller.comparable else ():
         interval = [model.top1, model.top1, model.top1]
@@ -75,6 +76,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
             "search": interval,
             "holdout": interval,
             "latency": None,
+            "memory": None,
         }
     figures = {f.split: f for f in (outcome.dense, outcome.dense_holdout) if f}
     yield {
@@ -84,6 +86,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
         "flops": 1.0,
         **_accuracies(figures),
         "latency": _latency(outcome.dense),
+        "memory": _memory(outcome.dense),
     }
     for member in outcome.members:
         yield _candidate_point(member, "front")
@@ -98,6 +101,7 @@ def _candidate_point(candidate: Candidate, kind: str) -> dict[str, Any]:
         "flops": candidate.search.flops_ratio,
         **_accuracies(figures),
         "latency": _latency(candidate.search),
+        "memory": _memory(candidate.search),
         "tokens": tokens_text(candidate.policy),
     }
 
@@ -118,6 +122,13 @@ def _latency(figures: Measurement | None) -> list[float] | None:
         return None
     ratios = (figures.latency_ratio, figures.latency_ratio_low, figures.latency_ratio_high)
     return [round(ratio, 4) for ratio in ratios]
+
+
+def _memory(figures: Measurement | None) -> list[float] | None:
+    """The peak memory ratio, thrice as it is exact; None where it was not measured."""
+    if figures is None or math.isnan(figures.peak_memory_ratio):
+        return None
+    return [round(figures.peak_memory_ratio, 4)] * 3
 
 
 def _policies(findings: Findings, bench: Bench | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -149,6 +160,7 @@ def _policy_data(
         "paper_flops": count.paper_flops,
         "latency_ms": None if search is None or _latency(search) is None else search.latency_ms,
         "dense_ms": None if math.isnan(outcome.dense.latency_ms) else outcome.dense.latency_ms,
+        "peak_memory_bytes": search.peak_memory_bytes if search and _memory(search) else None,
         "protocol": dict(search.latency_protocol) if search else {},
         "kept": None if bench is None else passage_data(bench.run(policy), bench),
     }

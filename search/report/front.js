@@ -56,6 +56,9 @@ class Front {
       { x: "flops", y: "top1", name: "Top-1 against FLOPs" },
       { x: "latency_ms", y: "top1", name: "Top-1 against latency" },
       { x: "flops", y: "latency_ms", name: "Latency against FLOPs" },
+      { x: "peak_memory_bytes", y: "top1", name: "Top-1 against peak memory" },
+      { x: "flops", y: "peak_memory_bytes", name: "Peak memory against FLOPs" },
+      { x: "latency_ms", y: "peak_memory_bytes", name: "Peak memory against latency" },
     ];
     const there = pairs.filter(({ x, y }) => objectives.includes(x) && objectives.includes(y));
     return there.length ? there : pairs.slice(0, 1);
@@ -64,6 +67,7 @@ class Front {
   // Value, lower and upper end of one objective; null where it was not measured.
   figure(point, objective) {
     if (objective === "flops") return [point.flops, point.flops, point.flops];
+    if (objective === "peak_memory_bytes") return point.memory;
     return objective === "top1" ? point[this.split] : point.latency;
   }
 
@@ -115,7 +119,8 @@ class Front {
     this.x = linear(xs, [frame.left, frame.right]);
     this.y = linear(ys, [frame.bottom, frame.top]);
     const name = { top1: `Top-1 on the ${this.split} split`, flops: "FLOPs, share of the dense model's",
-      latency_ms: "Latency, share of the dense model's" };
+      latency_ms: "Latency, share of the dense model's",
+      peak_memory_bytes: "Peak memory, share of the dense model's" };
     const format = (objective) => (v) => (objective === "top1" ? `${v} %` : `${+(100 * v).toFixed(1)} %`);
     this.svg.replaceChildren();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -229,6 +234,9 @@ class Front {
     if (point.latency) {
       const [ratio, low, high] = point.latency.map((v) => (100 * v).toFixed(1));
       found.push(`${ratio} % of the latency (${low} to ${high})`);
+    }
+    if (point.memory && this.report.objectives.includes("peak_memory_bytes")) {
+      found.push(`${percent(point.memory[0], 1)} of the peak memory`);
     }
     if (point.tokens) found.push(`tokens left ${point.tokens}`);
     return found;

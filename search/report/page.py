@@ -19,7 +19,12 @@ GENERATOR = "ssmprune report"
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("svg", "front", "growth", "policy", "page")
-_NAMES = {"top1": "Top-1", "flops": "FLOPs", "latency_ms": "Latency"}
+_NAMES = {
+    "top1": "Top-1",
+    "flops": "FLOPs",
+    "latency_ms": "Latency",
+    "peak_memory_bytes": "Peak memory",
+}
 _CLOSE = 1.0  # points of top-1 that a policy may lose to be called close to the dense model
 
 

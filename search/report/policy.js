@@ -50,6 +50,9 @@ class PolicyView {
       const times = `${policy.latency_ms.toFixed(2)} of ${policy.dense_ms.toFixed(2)} ms`;
       rows.push(["Latency", `${value} %`, `${low} to ${high} %, ${times}`]);
     }
+    if (point.memory && report.objectives.includes("peak_memory_bytes")) {
+      rows.push(["Peak memory", percent(point.memory[0], 1), `${(policy.peak_memory_bytes / 2 ** 20).toFixed(1)} MiB`]);
+    }
     const cells = rows.map(([name, value, under]) =>
       html("div", {}, html("dt", {}, name), html("dd", {}, html("b", {}, value), html("small", {}, under))));
     this.part("figures").replaceChildren(...cells);

@@ -132,6 +132,43 @@ def test_synthetic_problem_is_best_with_equal_ratios_at_every_layer() -> None:
     assert evaluator(DENSE).top1 == 100.0
 
 
+MEMORY: tuple[Objective, ...] = ("top1", "flops", "peak_memory_bytes")
+
+
+def test_peak_memory_is_measured_where_it_is_an_objective(make_evaluator) -> None:
+    dense = make_evaluator(*MEMORY)(DENSE)
+    assert dense.peak_memory_ratio == 1.0 and dense.peak_memory_bytes > 0
+    with_unit, without = (make_evaluator(*MEMORY, dense=d)(PRUNED) for d in (dense, None))
+    assert with_unit == without
+    assert without.peak_memory_ratio == without.peak_memory_bytes / dense.peak_memory_bytes
+    assert without.memory_protocol["batch_size"] == LATENCY_BATCH
+    assert math.isnan(make_evaluator("top1", "flops")(PRUNED).peak_memory_ratio)
+    assert math.isnan(make_evaluator(*MEMORY, split="holdout")(PRUNED).peak_memory_bytes)
+
+
+@pytest.mark.parametrize(("more", "raced"), [(0, True), (1, False)])
+def test_only_a_rival_that_takes_no_more_memory_stops_a_candidate(
+    make_evaluator, more: int, raced: bool
+) -> None:
+    evaluator = make_evaluator(*MEMORY)
+    alone = evaluator(PRUNED)
+    stronger = rival_of(np.ones(728, bool), alone)
+    memory = alone.peak_memory_bytes + more
+    race = Race(replace(stronger, search=replace(alone, peak_memory_bytes=memory)))
+    found = evaluator(PRUNED, race)
+    assert race.is_lost == raced
+    assert found.peak_memory_bytes == alone.peak_memory_bytes
+    assert (found.images < 728) == raced
+
+
+def test_measurement_of_a_run_from_before_peak_memory_loads(make_evaluator) -> None:
+    figures = make_evaluator("top1", "flops")(PRUNED).to_dict()
+    older = {k: v for k, v in figures.items() if "memory" not in k}
+    found = Measurement.from_dict(older)
+    assert math.isnan(found.peak_memory_bytes) and math.isnan(found.peak_memory_ratio)
+    assert found.to_dict() == figures
+
+
 @pytest.fixture(scope="module")
 def hits(make_evaluator) -> np.ndarray:
     """What the pruned model gets right."""

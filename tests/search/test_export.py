@@ -59,6 +59,19 @@ def test_measured_tells_both_splits_both_rules_and_the_latency_with_its_protocol
     assert protocol.items() <= latency.items()
 
 
+def test_measured_tells_the_peak_memory_with_its_protocol(outcome: Outcome) -> None:
+    member = outcome.members[3]
+    search = replace(member.search, memory_protocol={"device": "cpu"})
+    measured = annotate(replace(member, search=search), outcome).measured
+    assert measured is not None
+    assert measured["peak_memory_bytes"] == {
+        "policy": search.peak_memory_bytes,
+        "dense": 1_000_000,
+        "ratio": round(search.peak_memory_ratio, 4),
+        "device": "cpu",
+    }
+
+
 def test_provenance_leads_back_to_the_trial_without_naming_the_machine(
     outcome: Outcome, finished_run: Path
 ) -> None:

@@ -398,6 +398,35 @@ def test_select_names_the_nearest_with_limits_that_would_do() -> None:
     assert select([close], max_flops_ratio=0.501, min_top1=90) == close
 
 
+def with_memory(found: Candidate, ratio: float) -> Candidate:
+    memory = {"peak_memory_bytes": round(1000 * ratio), "peak_memory_ratio": ratio}
+    return replace(found, search=replace(found.search, **memory))
+
+
+@pytest.mark.parametrize("objectives", [("flops",), ("latency_ms",)])
+def test_front_keeps_who_takes_less_memory(objectives: tuple[Objective, ...]) -> None:
+    found = [with_memory(MEMBERS[2], 0.9), with_memory(replace(MEMBERS[2], trial=9), 0.8)]
+    found[1] = replace(found[1], policy=policy(40, 20))
+    assert trials(front(found, ("top1", *objectives, "peak_memory_bytes"))) == [9]
+    better = replace(found[0], search=replace(found[0].search, top1=96.0))
+    both = front([better, found[1]], ("top1", *objectives, "peak_memory_bytes"))
+    assert trials(both) == [3, 9]
+
+
+def test_hypervolume_counts_peak_memory() -> None:
+    reference: dict[Objective, float] = {"top1": 0, "peak_memory_bytes": 1000}
+    alone = with_memory(candidate(1, 80, 400), 0.75)
+    share = hypervolume([alone], ("top1", "peak_memory_bytes"), reference)
+    assert share == pytest.approx(0.8 * 0.25)
+
+
+def test_select_holds_members_against_a_limit_on_memory() -> None:
+    members = [with_memory(m, ratio) for m, ratio in zip(MEMBERS, (0.7, 0.8, 0.9, 1), strict=True)]
+    assert select(members, max_memory_ratio=0.8).trial == 2
+    with pytest.raises(SsmpruneError, match="needs a search with the objective peak_memory_bytes"):
+        select(MEMBERS, max_memory_ratio=0.8)
+
+
 def test_select_refuses_a_limit_on_latency_that_was_not_measured() -> None:
     with pytest.raises(SsmpruneError, match="needs a search with the objective latency_ms"):
         select([candidate(1, 95, 500, math.nan)], max_latency_ratio=0.8)

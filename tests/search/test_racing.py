@@ -102,6 +102,16 @@ def test_race_stops_at_the_smallest_number_of_losses_that_the_rate_allows() -> N
         assert not race.is_paused
 
 
+@pytest.mark.parametrize(
+    ("theirs", "mine", "raced"), [(2, 2, True), (3, 2, False), (math.nan, math.nan, True)]
+)
+def test_race_drops_a_rival_that_takes_more_memory(theirs: float, mine: float, raced: bool) -> None:
+    strong = rival(np.ones(100, bool))
+    race = Race(replace(strong, search=replace(strong.search, peak_memory_bytes=theirs)))
+    race.start(mine)
+    assert race.show(np.zeros(50, bool)) == raced
+
+
 def test_race_compares_the_images_that_both_have_seen() -> None:
     theirs = np.tile([True, False], 50)
     race = Race(rival(theirs))

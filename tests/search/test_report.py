@@ -113,6 +113,21 @@ def test_hypervolume_ends_at_that_of_the_front_and_grows_from_the_first_candidat
     assert seconds == sorted(seconds)
 
 
+def test_page_shows_peak_memory_where_it_is_an_objective(
+    written: Path, finished_run: Path, quick: None
+) -> None:
+    space = finished_run / "space.yaml"
+    space.write_text(space.read_text().replace("latency_ms", "peak_memory_bytes"))
+    result = call("report", finished_run)
+    assert result.exit_code == 0, result.output
+    with_memory, without = page_of(finished_run), page_of(written)
+    title = '<th scope="col">Peak memory</th>'
+    assert title in with_memory and title not in without
+    data = data_of(with_memory)
+    assert "peak_memory_bytes" in data["objectives"]
+    assert all(p["memory"] for p in data["points"] if p["kind"] in ("front", "dense"))
+
+
 def test_figures_are_there_for_papers_in_both_formats(written: Path) -> None:
     for name in FIGURES:
         assert (written / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

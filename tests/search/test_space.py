@@ -272,6 +272,17 @@ def test_admits_holds_a_measurement_against_the_accuracy_limit():
 
 
 @pytest.mark.parametrize(("share", "admitted"), [(1.0, True), (0.99, False)])
+def test_admits_holds_a_measurement_against_the_memory_limit(share: float, admitted: bool):
+    policy = Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
+    measured = SyntheticEvaluator("vim_nano", "search")(policy)
+    chosen = space(
+        objectives=["top1", "peak_memory_bytes"],
+        limits={"memory_ratio": {"max": share * measured.peak_memory_ratio}},
+    )
+    assert chosen.admits(measured) == admitted
+
+
+@pytest.mark.parametrize(("share", "admitted"), [(1.0, True), (0.99, False)])
 def test_admits_holds_a_measurement_against_the_latency_limit(share: float, admitted: bool):
     policy = Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
     measured = SyntheticEvaluator("vim_nano", "search")(policy)
@@ -376,6 +387,14 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         (
             {"limits": {"latency_ratio": {"max": 0.5}}},
             ["latency_ratio must have no limit where latency_ms is no objective", "add latency_ms"],
+        ),
+        (
+            {"limits": {"memory_ratio": {"max": 0.5}}},
+            ["memory_ratio must have no limit where peak_memory_bytes is no objective"],
+        ),
+        (
+            {"objectives": ["top1", "flops", "latency_ms", "peak_memory_bytes"]},
+            ["objectives must be at most 3, got 4", "remove"],
         ),
         (
             {"schedules": [{"name": "a", "layers": [1], "keep_ratio": [0.8]}]},

@@ -25,7 +25,7 @@ def test_row_has_every_column_and_none_where_nothing_was_measured(
     assert (found["scorer"], found["alignment"]) == ("clipped_sum", "none compact")
     assert (found["search_top1"], found["search_top1_low"]) == (90.0, 88.0)
     empty = {key for key, value in found.items() if value is None}
-    assert empty == {c for c in COLUMNS if c.startswith(("holdout", "latency"))}
+    assert empty == {c for c in COLUMNS if c.startswith(("holdout", "latency", "peak_memory"))}
 
 
 def test_row_names_the_scorers_of_stages_and_the_strength_of_alignment(
@@ -84,4 +84,16 @@ def test_table_of_a_search_without_latency_has_no_column_for_it(
     titles = [
         str(c.header) for c in to_table([make_candidate(17, 91.25, 0.5)], untimed, None).columns
     ]
-    assert not any("Latency" in title for title in titles)
+    assert not any("Latency" in title or "Memory" in title for title in titles)
+
+
+def test_table_of_a_search_with_peak_memory_has_a_column_for_it(
+    make_candidate: MakeCandidate, dense: Measurement
+) -> None:
+    memory = {"peak_memory_bytes": 3 * 2**20, "peak_memory_ratio": 0.75}
+    member = make_candidate(17, 91.25, 0.5)
+    member = replace(member, search=replace(member.search, **memory))
+    table = to_table([member], replace(dense, peak_memory_bytes=2**22, peak_memory_ratio=1.0), None)
+    cells = [list(c.cells) for c in table.columns if str(c.header).startswith("Memory")]
+    assert cells == [["1.000\n[dim]4.0", "0.750\n[dim]3.0"]]
+    assert memory.items() <= row(member).items()
