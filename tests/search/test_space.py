@@ -271,25 +271,19 @@ def test_admits_holds_a_measurement_against_the_accuracy_limit():
     assert not space(limits={"top1": {"min": measured.top1 + 1}}).admits(measured)
 
 
+@pytest.mark.parametrize(
+    ("objective", "ratio"),
+    [("peak_memory_bytes", "peak_memory_ratio"), ("latency_ms", "latency_ratio")],
+)
 @pytest.mark.parametrize(("share", "admitted"), [(1.0, True), (0.99, False)])
-def test_admits_holds_a_measurement_against_the_memory_limit(share: float, admitted: bool):
+def test_admits_holds_a_measurement_against_the_limit_of_a_measured_cost(
+    objective: str, ratio: str, share: float, admitted: bool
+):
     policy = Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
     measured = SyntheticEvaluator("vim_nano", "search")(policy)
-    chosen = space(
-        objectives=["top1", "peak_memory_bytes"],
-        limits={"memory_ratio": {"max": share * measured.peak_memory_ratio}},
-    )
-    assert chosen.admits(measured) == admitted
-
-
-@pytest.mark.parametrize(("share", "admitted"), [(1.0, True), (0.99, False)])
-def test_admits_holds_a_measurement_against_the_latency_limit(share: float, admitted: bool):
-    policy = Policy(model="vim_nano", stages=(Stage(layer=0, keep_ratio=0.5),))
-    measured = SyntheticEvaluator("vim_nano", "search")(policy)
-    chosen = space(
-        objectives=["top1", "latency_ms"],
-        limits={"latency_ratio": {"max": share * measured.latency_ratio}},
-    )
+    limit = share * getattr(measured, ratio)
+    key = ratio.removeprefix("peak_")
+    chosen = space(objectives=["top1", objective], limits={key: {"max": limit}})
     assert chosen.admits(measured) == admitted
 
 
