@@ -31,7 +31,7 @@ from ssmprune.measure.accuracy import wilson_interval
 from ssmprune.policy import Policy
 
 TITLE = "Searches replayed on 2,589 measured policies, medians of 20 seeds"
-SAMPLERS = ("random", "nsga2", "tpe", "local", "auto")
+SAMPLERS = ("random", "nsga2", "tpe", "ehvi", "auto")
 SEEDS = range(20)
 CANDIDATES = 150
 MARGIN = 0.99
@@ -116,7 +116,7 @@ def replay(
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         study = _study(Path(folder), sampler, seed)
         while seen < budget and volume < target:
-            suggestion = study.ask(_most(early_stopping))
+            suggestion = study.ask(_most(early_stopping), early_stopping)
             if suggestion is None:
                 break
             race = study.race(suggestion.policy) if early_stopping else Race()

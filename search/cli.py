@@ -125,7 +125,7 @@ def search(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="auto, tpe, nsga2, local, random, qmc or gp.", show_default="tpe, or the run's"
+            help="auto, ehvi, tpe, nsga2, random, qmc or gp.", show_default="tpe, or the run's"
         ),
     ] = None,
     seed: Annotated[

@@ -111,7 +111,7 @@ def search(
         trials: Candidates to finish, those of earlier calls on this directory included.
         workers: Ray Tune workers that evaluate side by side.
         seed: Seed of the sampler; with None 0, or on resume the run's.
-        sampler: auto, tpe, nsga2, local, random, qmc or gp; with None tpe, or on resume the run's.
+        sampler: auto, ehvi, tpe, nsga2, random, qmc or gp; with None tpe, or on resume the run's.
         checkpoint: Weights of the model; with None those that ship with it.
         data: Name or folder of the data set.
         device: Torch device of the workers, such as cpu or cuda.

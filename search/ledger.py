@@ -54,7 +54,8 @@ class Ledger:
     Attributes:
         open: Trials that wait or run, by number.
         evaluated: Candidates that were evaluated on all images, by the numbers of their trials.
-        paused: Trials that saw the first images only, by number, gone on or not.
+        stopped: Trials that a rival stopped, by number.
+        paused: Trials that saw the first images only, or none, by number, gone on or not.
     """
 
     def __init__(self, source: Callable[[FrozenTrial], str]):
@@ -68,6 +69,7 @@ class Ledger:
         self._gone_on: set[int] = set()
         self.open: dict[int, FrozenTrial] = {}
         self.evaluated: dict[int, Candidate] = {}
+        self.stopped: dict[int, FrozenTrial] = {}
         self.paused: dict[int, FrozenTrial] = {}
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
@@ -92,6 +94,17 @@ class Ledger:
             t.user_attrs["resumes"] for t in self.open.values() if "resumes" in t.user_attrs
         }
 
+    @property
+    def waiting(self) -> dict[int, FrozenTrial]:
+        """Trials that paused and have not gone on, by number."""
+        resumed = self.resumed
+        return {n: trial for n, trial in self.paused.items() if n not in resumed}
+
+    @property
+    def partial(self) -> dict[int, FrozenTrial]:
+        """Trials that tell most of a candidate that has not seen all images, by number."""
+        return self.stopped | {n: t for n, t in self.paused.items() if n not in self._gone_on}
+
     def twin(self, key: str) -> FrozenTrial | None:
         """The last trial whose candidate has this `key`, unless its worker has died."""
         under_way = (t for t in self.open.values() if candidate_key(t) == key)
@@ -105,6 +118,8 @@ class Ledger:
             self._by_key[key] = trial
         if "resumes" in trial.user_attrs and kind != "lost":
             self._gone_on.add(trial.user_attrs["resumes"])
+        if kind == "stopped":
+            self.stopped[trial.number] = trial
         if kind == "paused":
             self.paused[trial.number] = trial
         if kind == "evaluated":

@@ -17,7 +17,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-ARMS = ("tpe", "local")
+ARMS = ("tpe", "ehvi")
 WINDOW = 60
 EXPLORED = 0.15
 

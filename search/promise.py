@@ -1,55 +1,88 @@
-"""Which of the candidates that have paused goes on: the one that promises most hypervolume.
+"""What candidates promise: the hypervolume that each is expected to add to what has been found.
 
-Few images cost little and tell much, so many candidates are tried on them before one goes on: for
-every `SCREENED` that have paused, one sees the rest of the images, and all of them do before the
-search ends. Best first, the front soon has the members that matter, which also makes strong rivals.
+Early stopping spends images by it. Candidates wait before their first image and after each of
+`racing.PAUSES` of them; for every `SCREENED` new ones, the most promising of all that wait sees
+images up to its next pause, and all do before the search ends. The sampler `ehvi` proposes by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import moocore
 import numpy as np
 
-from search.racing import Bits, Cost, Rival, estimate_top1
+from search.racing import Bits, Rival, estimate
+from search.surrogate import Array, Prospect, Surrogate, expected_gain
 
-SCREENED = 5
-"""Candidates that pause for each that goes on."""
+SCREENED = 3
+"""New candidates that begin to wait for each that goes on."""
+
+LEARNT = 10
+"""Fully evaluated candidates without which nothing is promised."""
+
+REMEMBERED = 400
+"""Latest measured candidates that promises are learnt from; time grows with their cube."""
 
 
 @dataclass(frozen=True)
-class Paused:
-    """A candidate that waits for the rest of the images.
+class Seen:
+    """A candidate that has seen some of the images.
 
     Attributes:
-        cost: What its policy costs.
-        seen: Whether it classifies an image rightly, (images seen,).
+        prospect: What it is.
+        correct: Whether it classifies an image rightly, (images seen,).
     """
 
-    cost: Cost
-    seen: Bits
+    prospect: Prospect
+    correct: Bits
 
 
-def most_promising(paused: Mapping[int, Paused], rivals: Collection[Rival], flops: int) -> int:
-    """The trial whose estimated top1 and FLOPs would add most hypervolume; of equals the first.
+class Promise:
+    """What candidates promise after what has been measured so far."""
 
-    Args:
-        paused: At least one, by the numbers of their trials.
-        rivals: The candidates that are fully evaluated.
-        flops: Those of the dense model, which with 0 % top-1 is the reference.
-    """
-    known = np.array([_losses(r.search.top1, r.cost, flops) for r in rivals]).reshape(-1, 2)
-    known = known[moocore.is_nondominated(known)] if len(known) else known
+    def __init__(
+        self,
+        evaluated: Mapping[int, tuple[Prospect, float]],
+        admitted: Collection[int],
+        rivals: Collection[Rival],
+        seen: Mapping[int, Seen],
+        running: Sequence[Prospect],
+        dense_flops: int,
+    ):
+        """Args:
+        evaluated: At least one candidate with its top1, by the numbers of their trials.
+        admitted: Those that keep to the space's limits.
+        rivals: Candidates that estimates from few images are corrected by.
+        seen: Candidates that have seen some of the images, by the numbers of their trials.
+        running: Candidates that are under way; they count as what they are expected to be.
+        dense_flops: Those of the dense model.
+        """
+        self._dense_flops = dense_flops
+        bits = np.array([r.correct for r in sorted(rivals, key=lambda rival: rival.trial)])
+        measured = {n: (prospect.point, top1, 0.0) for n, (prospect, top1) in evaluated.items()}
+        for number, one in seen.items():
+            measured[number] = (one.prospect.point, *estimate(one.correct, bits))
+        latest = sorted(measured)[-REMEMBERED:]
+        points, top1, variances = zip(*(measured[number] for number in latest), strict=True)
+        self._surrogate = Surrogate(np.array(points), np.array(top1), np.array(variances))
+        found = [evaluated[number] for number in admitted]
+        if running:
+            found += zip(running, self.top1(running), strict=True)
+        self._front = [(prospect.cost.flops / dense_flops, mean) for prospect, mean in found]
 
-    def volume(trial: int) -> float:
-        candidate = paused[trial]
-        losses = _losses(estimate_top1(candidate.seen, rivals), candidate.cost, flops)
-        return float(moocore.hypervolume(np.vstack([known, losses]), ref=np.ones(2)))
+    def top1(self, prospects: Sequence[Prospect]) -> list[float]:
+        """What is expected of candidates, in per cent."""
+        mean, _ = self._surrogate.predict(np.array([p.point for p in prospects]))
+        return [float(top1) for top1 in np.clip(mean, 0, 100)]
 
-    return max(sorted(paused), key=volume)
+    def gains(self, prospects: Sequence[Prospect]) -> Array:
+        """The hypervolume in top1 and FLOPs that candidates are expected to add, (candidates,)."""
+        mean, deviation = self._surrogate.predict(np.array([p.point for p in prospects]))
+        flops = np.array([p.cost.flops for p in prospects]) / self._dense_flops
+        return expected_gain(mean, deviation, flops, self._front)
 
-
-def _losses(top1: float, cost: Cost, flops: int) -> tuple[float, float]:
-    return 1 - top1 / 100, cost.flops / flops
+    def best(self, waiting: Mapping[int, Prospect]) -> int:
+        """The trial of at least one that promises most; of equals the first."""
+        numbers = sorted(waiting)
+        return numbers[int(self.gains([waiting[n] for n in numbers]).argmax())]

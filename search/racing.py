@@ -12,9 +12,9 @@ nothing dominates, stops with a chance of at most `FALSE_STOPS` over the orders 
 among its discordant images, the losses seen are hypergeometric, whose upper tail is at most the
 binomial one of the sign test, and the looks share the rate (Bonferroni).
 
-A candidate that has a rival and has not stopped after `PAUSE` of the images pauses: the rest is
-for the most promising first, see `search.promise`. Nobody loses by it: whoever has paused goes on
-where it was before the search ends, then against the best rival of that time.
+A candidate that has a rival and has not stopped after one of `PAUSES` of the images pauses there:
+the next ones are for the most promising first, see `search.promise`. Nobody loses by it: whoever
+has paused goes on where it was before the search ends, then against the best rival of that time.
 
 To cost no more is to have no more FLOPs; where latency is an objective, also to have no more tokens
 in any block, which stands for a latency that would cost as much to measure as it saves. Tokens do
@@ -44,8 +44,8 @@ FALSE_STOPS = 0.05
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the images after which a candidate is compared with its rival."""
 
-PAUSE = LOOKS[1]
-"""Share of the images after which a candidate pauses."""
+PAUSES = LOOKS[:3]
+"""Shares of the images after which a candidate pauses."""
 
 PEERS = 5
 """Fully evaluated candidates that an estimate from few images is corrected by."""
@@ -112,17 +112,30 @@ def find_rival(
     )
 
 
-def estimate_top1(seen: Bits, rivals: Iterable[Rival]) -> float:
+def estimate(seen: Bits, rivals: Bits) -> tuple[float, float]:
     """The top1 on all images, in per cent, of a candidate that has got `seen` of the first right.
 
     Its top1 on those, plus what its peers have on all images over what they have on those: a
     control variate that tells how hard the first images are. Peers are the `PEERS` that agree with
     it on most of them, the earlier of equals. Without rivals it is corrected by nothing.
+
+    Args:
+        seen: (images seen,), at least one.
+        rivals: What fully evaluated candidates get right, (rivals, images).
+
+    Returns:
+        The estimate and the variance of its error: that of a mean of as many draws without
+        replacement as images were seen, a draw being the candidate's lead over the peers' mean.
     """
-    agreed = [(int((r.correct[: len(seen)] != seen).sum()), r.trial, r) for r in rivals]
-    peers = [rival for *_, rival in sorted(agreed, key=lambda peer: peer[:2])[:PEERS]]
-    harder = [p.correct.mean() - p.correct[: len(seen)].mean() for p in peers] or [0.0]
-    return float(min(max(100 * (seen.mean() + np.mean(harder)), 0.0), 100.0))
+    images = len(seen)
+    peers, lead, unseen = 0.0, seen.astype(float), 1.0
+    if len(rivals):
+        nearest = np.argsort((rivals[:, :images] != seen).sum(axis=1), kind="stable")[:PEERS]
+        mean = rivals[nearest].mean(axis=0)
+        peers, lead, unseen = mean.mean(), seen - mean[:images], 1 - images / len(mean)
+    spread = max(float(lead.var()), 1 / images)  # no lead seen is not none at all
+    top1 = min(max(float(peers + lead.mean()), 0.0), 1.0)
+    return 100 * top1, 100**2 * unseen * spread / images
 
 
 class Race:
@@ -130,14 +143,15 @@ class Race:
 
     Attributes:
         rival: Whom it is compared with; with None it sees all images.
+        pauses: Whether it pauses as long as it has a rival.
         known: What it got right before it paused, (images seen then,).
         correct: What it has got right so far, (images seen,).
         is_lost: Whether it has stopped.
         is_paused: Whether it waits for the rest of the images.
     """
 
-    def __init__(self, rival: Rival | None = None, known: Bits | None = None):
-        self.rival = rival
+    def __init__(self, rival: Rival | None = None, known: Bits | None = None, pauses: bool = False):
+        self.rival, self.pauses = rival, pauses
         self.known: Bits = np.zeros(0, bool) if known is None else known
         self.correct = self.known
         self.is_lost = self.is_paused = False
@@ -171,8 +185,9 @@ class Race:
             theirs = self.rival.correct[: len(correct)]
             losses, wins = int((theirs & ~correct).sum()), int((correct & ~theirs).sum())
             self.is_lost = sign_test(losses, wins) <= FALSE_STOPS / len(LOOKS)
-            is_due = len(correct) >= PAUSE * len(self.rival.correct)
-            self.is_paused = is_due and not self.is_lost and not len(self.known)
+            images = len(self.rival.correct)
+            is_due = any(len(self.known) < share * images <= len(correct) for share in PAUSES)
+            self.is_paused = self.pauses and is_due and not self.is_lost
         return self.ended_early
 
     def told(self, measurement: Measurement, rivals: Iterable[Rival]) -> Measurement:
@@ -183,8 +198,8 @@ class Race:
         """
         if not self.ended_early or self.rival is None:
             return measurement
-        estimate = estimate_top1(self.correct, rivals)
-        return replace(measurement, top1=min(estimate, self.rival.search.top1))
+        top1, _ = estimate(self.correct, np.array([rival.correct for rival in rivals]))
+        return replace(measurement, top1=min(top1, self.rival.search.top1))
 
 
 def sign_test(losses: int, wins: int) -> float:

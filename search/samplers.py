@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna import Study
@@ -32,12 +32,17 @@ from optuna.trial import FrozenTrial
 
 from ssmprune.errors import UsageError, unknown_name
 
-SAMPLERS = ("auto", "gp", "local", "nsga2", "qmc", "random", "tpe")
+SAMPLERS = ("auto", "ehvi", "gp", "nsga2", "qmc", "random", "tpe")
 """What a search can be told to use; `auto` is `search.portfolio`, which picks one of the others."""
 
 Distributions = Mapping[str, BaseDistribution]
 
+Gains = Callable[[Sequence[dict[str, Any]]], list[float] | None]
+"""What proposals promise, by their parameters, below zero for none; None before that is known."""
+
 _POPULATION = 24
+_NEIGHBOURS = 24  # that one proposal of `ehvi` is chosen from
+_RANDOM = 6
 
 
 class _KnownSpace(BaseSampler):
@@ -62,16 +67,18 @@ class _Tpe(_KnownSpace, TPESampler): ...
 class _Gp(_KnownSpace, GPSampler): ...
 
 
-class LocalSampler(RandomSampler):
-    """Proposes neighbours of the front: a member drawn at random with a few parameters moved.
+class EhviSampler(RandomSampler):
+    """Proposes what promises most hypervolume, of neighbours of the front and of random candidates.
 
-    One parameter moves, and each further one with a chance of one in their number: a number by
-    one or two steps of its grid, a choice to any other. Without a front all are random.
+    A neighbour is a member drawn at random with a few parameters moved: one, and each further one
+    with a chance of one in their number; a number by one or two steps of its grid, a choice to any
+    other. Before anything can be promised all are random.
     """
 
-    def __init__(self, distributions: Distributions, seed: int):
+    def __init__(self, distributions: Distributions, seed: int, gains: Gains):
         super().__init__(seed=seed)
         self._distributions, self._dice = dict(distributions), random.Random(seed)
+        self._gains = gains
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -81,15 +88,33 @@ class LocalSampler(RandomSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        front = [t.params for t in study.best_trials if t.params.keys() == search_space.keys()]
-        if not front:
+        members = [t.params for t in study.best_trials if t.params.keys() == search_space.keys()]
+        proposals = [
+            {name: self._draw(distribution) for name, distribution in search_space.items()}
+            for _ in range(_RANDOM)
+        ]
+        if members:
+            proposals += [self._neighbour(members) for _ in range(_NEIGHBOURS)]
+        gains = self._gains(proposals)
+        if gains is None or max(gains) < 0:
             return {}
-        params, names = dict(self._dice.choice(front)), list(search_space)
+        return proposals[gains.index(max(gains))]
+
+    def _neighbour(self, members: list[dict[str, Any]]) -> dict[str, Any]:
+        params, names = dict(self._dice.choice(members)), list(self._distributions)
         first = self._dice.choice(names)
         for name in names:
             if name == first or self._dice.random() < 1 / len(names):
-                params[name] = self._move(params[name], search_space[name])
+                params[name] = self._move(params[name], self._distributions[name])
         return params
+
+    def _draw(self, distribution: BaseDistribution) -> Any:
+        if isinstance(distribution, CategoricalDistribution):
+            return self._dice.choice(distribution.choices)
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        low, step = distribution.low, distribution.step or 1
+        value = low + self._dice.randint(0, round((distribution.high - low) / step)) * step
+        return value if isinstance(low, int) else round(value, 9)
 
     def _move(self, value: Any, distribution: BaseDistribution) -> Any:
         if isinstance(distribution, CategoricalDistribution):
@@ -102,7 +127,9 @@ class LocalSampler(RandomSampler):
         return type(value)(moved) if isinstance(value, int) else round(moved, 9)
 
 
-def make_sampler(name: str, seed: int, proposal: int, distributions: Distributions) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, proposal: int, distributions: Distributions, gains: Gains
+) -> BaseSampler:
     """The sampler for one proposal.
 
     Args:
@@ -110,6 +137,7 @@ def make_sampler(name: str, seed: int, proposal: int, distributions: Distributio
         seed: Seed of the search.
         proposal: Number of the proposal.
         distributions: The parameters of every trial.
+        gains: What proposals promise.
 
     Raises:
         UsageError: There is no such sampler.
@@ -122,8 +150,8 @@ def make_sampler(name: str, seed: int, proposal: int, distributions: Distributio
             return _Nsga2(distributions, population_size=_POPULATION, seed=own_seed)
         if name == "tpe":
             return _Tpe(distributions, multivariate=True, constant_liar=True, seed=own_seed)
-        if name == "local":
-            return LocalSampler(distributions, own_seed)
+        if name == "ehvi":
+            return EhviSampler(distributions, own_seed, gains)
         if name == "random":
             return RandomSampler(seed=own_seed)
         if name == "gp":

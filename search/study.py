@@ -26,18 +26,19 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from search.front import pruning_key
 from search.ledger import Counts, Ledger, became, candidate_key, candidate_policy
 from search.measurement import Candidate, Measurement
 from search.portfolio import choose
-from search.promise import SCREENED, Paused, most_promising
-from search.racing import Cost, Race, Rival, find_rival, pack, unpack
+from search.promise import LEARNT, SCREENED, Promise, Seen
+from search.racing import Bits, Cost, Race, Rival, find_rival, pack, unpack
 from search.rundir import RunDirectory
 from search.samplers import make_sampler
 from search.space import SearchSpace
 from search.storage import Place, Store
+from search.surrogate import Prospect
 from ssmprune.errors import RunError, UsageError
 from ssmprune.policy import Policy
 
@@ -88,6 +89,8 @@ class Study:
         self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
         self._distributions = self.space.distributions()
         self._rivals: dict[int, Rival] = {}
+        self._prospects: dict[str, Prospect] = {}
+        self._promised: tuple[Any, Promise] | None = None
         self._ledger = Ledger(self._source)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -158,11 +161,12 @@ class Study:
         """Whether the sampler has found nothing new in the session so far."""
         return bool(self._study.user_attrs.get("exhausted"))
 
-    def ask(self, trials: int) -> Suggestion | None:
+    def ask(self, trials: int, screens: bool = False) -> Suggestion | None:
         """Take the next candidate: from the queue, from those that have paused, from the sampler.
 
         Args:
             trials: Candidates that the search is to finish.
+            screens: Whether those that have a rival pause before they see an image.
 
         Returns:
             A feasible candidate that is new or has paused, leased to this study's owner. None when
@@ -183,38 +187,42 @@ class Study:
                     return self._lease(self._resume())
                 if is_full and not counts.waiting:
                     return None
-                suggestion = self._ask_once(known, counts.lost)
+                suggestion = self._ask_once(known, counts.lost, screens)
             if suggestion is not None:
                 return suggestion
         self._study.set_user_attr("exhausted", True)
-        return self.ask(trials) if counts.paused else None
+        return self.ask(trials, screens) if counts.paused else None
 
     def _is_due(self) -> bool:
-        """Whether enough candidates have paused for one more to go on."""
-        return len(self._ledger.paused) >= SCREENED * (len(self._ledger.resumed) + 1)
+        """Whether enough candidates have begun to wait for one more to go on."""
+        new = sum("resumes" not in trial.user_attrs for trial in self._ledger.paused.values())
+        return new >= SCREENED * (len(self._ledger.resumed) + 1)
 
     def _resume(self) -> optuna.Trial:
         """A trial for the most promising of the candidates that have paused."""
-        paused, resumed = self._ledger.paused, self._ledger.resumed
-        waiting = {n: _as_paused(trial) for n, trial in paused.items() if n not in resumed}
-        chosen = paused[most_promising(waiting, self._admitted(), self.space.dense_flops)]
+        waiting = self._ledger.waiting
+        prospects = {n: self._prospect(candidate_policy(trial)) for n, trial in waiting.items()}
+        promise = self._promise()
+        chosen = waiting[promise.best(prospects) if promise else min(waiting)]
         number = len(self._trials())
         _enqueue(self._study, chosen.params, self._source(chosen), 1, resumes=chosen.number)
         trial_id = self._trial_id(number)  # it goes before what else is in the queue
         self._store.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         return optuna.Trial(self._study, trial_id)
 
-    def _ask_once(self, known: list[FrozenTrial], lost: int) -> Suggestion | None:
+    def _ask_once(self, known: list[FrozenTrial], lost: int, screens: bool) -> Suggestion | None:
         """One proposal; None when it needs no evaluation."""
         proposal = len(known) - lost
         sampler = self._sampler(known, proposal)
-        self._study.sampler = make_sampler(sampler, self._seed, proposal, self._distributions)
+        self._study.sampler = make_sampler(
+            sampler, self._seed, proposal, self._distributions, self._gains
+        )
         trial = self._study.ask()
         if sampler != self._sampler_name and "source" not in trial.user_attrs:
             trial.set_user_attr("source", sampler)
-        return self._lease(trial)
+        return self._lease(trial, screens)
 
-    def _lease(self, trial: optuna.Trial) -> Suggestion | None:
+    def _lease(self, trial: optuna.Trial, screens: bool = False) -> Suggestion | None:
         """Lease a trial's candidate to this study's owner; close one that needs no evaluation."""
         assert self._owner is not None
         policy = self.space.suggest(trial)
@@ -231,13 +239,75 @@ class Study:
                 "owner": vars(self._owner),
             }
             trial.set_user_attr("candidate", candidate)
-            return Suggestion(trial.number, policy)
+            is_screened = screens and self._screen(trial.number, policy)
+            return None if is_screened else Suggestion(trial.number, policy)
         if twin.state == TrialState.COMPLETE:
             trial.set_user_attr("answered_by", twin.number)
             self._study.tell(trial.number, twin.values)
         else:
             self._close(trial.number, "duplicate", f"equal to trial {twin.number}")
         return None
+
+    def _screen(self, trial: int, policy: Policy) -> bool:
+        """Let a candidate wait for its first image; False where it has no rival yet."""
+        promise, rival = self._promise(), self._rival(policy)
+        if promise is None or rival is None:
+            return False
+        prospect = self._prospect(policy)
+        top1 = min(*promise.top1([prospect]), rival.search.top1)
+        told = replace(rival.search, top1=top1, flops=prospect.cost.flops)
+        self._set(trial, "paused", pack(np.zeros(0, bool)))
+        self._study.tell(trial, [told.value(objective) for objective in self.space.objectives])
+        return True
+
+    def _promise(self) -> Promise | None:
+        """What candidates promise by now; None before enough are evaluated to learn from."""
+        ledger = self._ledger
+        partial = {n: t for n, t in ledger.partial.items() if len(_seen(t))}
+        running = [t for t in ledger.open.values() if "candidate" in t.user_attrs]
+        if "top1" not in self.space.objectives or len(ledger.evaluated) < LEARNT:
+            return None
+        state = (len(ledger.evaluated), *partial, *(trial.number for trial in running))
+        if self._promised is None or self._promised[0] != state:
+            promise = Promise(
+                {
+                    n: (self._prospect(candidate.policy), candidate.search.top1)
+                    for n, candidate in ledger.evaluated.items()
+                },
+                [n for n, c in ledger.evaluated.items() if self.space.admits(c.search)],
+                self._admitted(),
+                {
+                    n: Seen(self._prospect(candidate_policy(trial)), _seen(trial))
+                    for n, trial in partial.items()
+                },
+                [self._prospect(candidate_policy(trial)) for trial in running],
+                self.space.dense_flops,
+            )
+            self._promised = state, promise
+        return self._promised[1]
+
+    def _prospect(self, policy: Policy) -> Prospect:
+        key = repr(pruning_key(policy))
+        if key not in self._prospects:
+            self._prospects[key] = Prospect.of(policy)
+        return self._prospects[key]
+
+    def _gains(self, proposals: Sequence[dict[str, Any]]) -> list[float] | None:
+        """What proposals promise, by their parameters; None before anything can be promised.
+
+        What is infeasible or known promises less than nothing.
+        """
+        promise = self._promise()
+        if promise is None:
+            return None
+        policies = [self.space.suggest(FixedTrial(params)) for params in proposals]
+        gains = promise.gains([self._prospect(policy) for policy in policies])
+        return [
+            -math.inf
+            if self._ledger.twin(repr(pruning_key(policy))) or self.space.infeasible(policy)
+            else float(gain)
+            for policy, gain in zip(policies, gains, strict=True)
+        ]
 
     def _sampler(self, known: list[FrozenTrial], proposal: int) -> str:
         """Name of the sampler of a proposal."""
@@ -255,9 +325,12 @@ class Study:
     def race(self, policy: Policy) -> Race:
         """The race of a candidate against what has been evaluated so far."""
         ledger, key = self._read(), repr(pruning_key(policy))
-        paused = next((t for t in ledger.paused.values() if candidate_key(t) == key), None)
-        rival = find_rival(self._admitted(), Cost.of(policy), self.space.objectives)
-        return Race(rival, None if paused is None else unpack(paused.user_attrs["paused"]))
+        paused = [t for t in ledger.paused.values() if candidate_key(t) == key]
+        known = _seen(max(paused, key=lambda trial: trial.number)) if paused else None
+        return Race(self._rival(policy), known, pauses=self._promise() is not None)
+
+    def _rival(self, policy: Policy) -> Rival | None:
+        return find_rival(self._admitted(), Cost.of(policy), self.space.objectives)
 
     def _admitted(self) -> list[Rival]:
         """The fully evaluated candidates that keep to the space's limits."""
@@ -295,7 +368,15 @@ class Study:
     def _set_race(self, trial: int, race: Race | None) -> None:
         if race is not None and race.is_lost:
             assert race.rival is not None
-            self._set(trial, "stopped", {"by": race.rival.trial, "images": len(race.correct)})
+            self._set(
+                trial,
+                "stopped",
+                {
+                    "by": race.rival.trial,
+                    "images": len(race.correct),
+                    "correct": pack(race.correct),
+                },
+            )
         elif race is not None and race.is_paused:
             self._set(trial, "paused", pack(race.correct))
         elif race is not None and len(race.correct):
@@ -447,8 +528,11 @@ def _is_evaluated(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and became(trial) == "evaluated"
 
 
-def _as_paused(trial: FrozenTrial) -> Paused:
-    return Paused(Cost.of(candidate_policy(trial)), unpack(trial.user_attrs["paused"]))
+def _seen(trial: FrozenTrial) -> Bits:
+    """What a candidate that has paused or stopped got right, (images seen,)."""
+    attributes = trial.user_attrs
+    text = attributes["paused"] if "paused" in attributes else attributes["stopped"].get("correct")
+    return unpack(text) if text else np.zeros(0, bool)
 
 
 def _is_rival(trial: FrozenTrial) -> bool:

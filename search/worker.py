@@ -71,7 +71,7 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
     """
     evaluate = Sparing(job.evaluators, "search", job.threads, job.dense["search"])
     told, reported = 0, time.monotonic()
-    while (suggestion := _next(study, job.trials)) is not None:
+    while (suggestion := _next(study, job)) is not None:
         race = study.race(suggestion.policy) if job.early_stopping else Race()
         _settle(study, suggestion, evaluate, race)
         told += 1
@@ -81,11 +81,13 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
     return told
 
 
-def _next(study: Study, trials: int) -> Suggestion | None:
+def _next(study: Study, job: Job) -> Suggestion | None:
     """The next candidate; waits for those of others, which come back if their worker dies."""
-    while (suggestion := study.ask(trials)) is None:
+    while (suggestion := study.ask(job.trials, job.early_stopping)) is None:
         if not study.in_session or not study.counts().running:
-            return study.ask(trials)  # one may have come into the queue since
+            return study.ask(
+                job.trials, job.early_stopping
+            )  # one may have come into the queue since
         time.sleep(WAIT_SECONDS)
     return suggestion
 

@@ -17,13 +17,13 @@ from search.measurement import Candidate, Objective
 from search.racing import (
     FALSE_STOPS,
     LOOKS,
-    PAUSE,
+    PAUSES,
     PEERS,
     Bits,
     Cost,
     Race,
     Rival,
-    estimate_top1,
+    estimate,
     find_rival,
     pack,
     sign_test,
@@ -134,16 +134,26 @@ def test_rungs_are_shares_of_the_images_rounded_up() -> None:
     assert Race().rungs(3) == (1, 2, 3)
 
 
-@pytest.mark.parametrize("images", [3, 16, 100, 728])
-def test_race_pauses_at_its_share_of_the_images_and_goes_on_from_there(images: int) -> None:
-    theirs = rival(np.ones(images, bool))
-    race = Race(theirs)
-    shown = list(itertools.takewhile(lambda n: not race.show(np.ones(n, bool)), race.rungs(images)))
-    assert race.is_paused and race.ended_early and not race.is_lost
-    assert len(race.correct) == math.ceil(PAUSE * images)
-    later = Race(theirs, race.correct)
-    assert (*shown, len(race.correct), *later.rungs(images)) == Race().rungs(images)
-    assert not any(later.show(np.ones(n, bool)) for n in later.rungs(images))
+@pytest.mark.parametrize("images", [16, 100, 728])
+def test_race_pauses_at_its_shares_of_the_images_and_goes_on_from_there(images: int) -> None:
+    theirs, known, shown = rival(np.ones(images, bool)), np.zeros(0, bool), []
+    for share in PAUSES:
+        race = Race(theirs, known, pauses=True)
+        shown += itertools.takewhile(
+            lambda n, race=race: not race.show(np.ones(n, bool)), race.rungs(images)
+        )
+        known = race.correct
+        shown.append(len(known))
+        assert race.is_paused and race.ended_early and not race.is_lost
+        assert len(known) == math.ceil(share * images)
+    last = Race(theirs, known, pauses=True)
+    assert (*shown, *last.rungs(images)) == Race().rungs(images)
+    assert not any(last.show(np.ones(n, bool)) for n in last.rungs(images))
+
+
+def test_race_goes_on_where_nothing_is_promised_yet() -> None:
+    race = Race(rival(np.ones(100, bool)))
+    assert not any(race.show(np.ones(n, bool)) for n in race.rungs(100))
 
 
 def test_race_that_goes_on_can_be_lost() -> None:
@@ -156,26 +166,38 @@ def test_race_that_goes_on_can_be_lost() -> None:
 def test_estimate_is_corrected_by_those_that_agree_most(mine: int, others: list[int]) -> None:
     """By integer arithmetic on 24 images, the first 12 of them seen."""
     seen = np.array([mine >> n & 1 for n in range(12)], bool)
-    rivals = [
-        rival(np.array([bits >> n & 1 for n in range(24)], bool), trial)
-        for trial, bits in enumerate(others)
-    ]
+    rivals = np.array([[bits >> n & 1 for n in range(24)] for bits in others], bool)
     order = sorted(range(len(others)), key=lambda n: (((others[n] ^ mine) & 4095).bit_count(), n))
     peers = [others[n] for n in order[:PEERS]]
     twice = sum(bits.bit_count() - 2 * (bits & 4095).bit_count() for bits in peers)
     expected = 100 * (mine.bit_count() / 12 + twice / (24 * max(1, len(peers))))
-    assert estimate_top1(seen, rivals) == pytest.approx(min(max(expected, 0), 100))
+    top1, variance = estimate(seen, rivals)
+    assert top1 == pytest.approx(min(max(expected, 0), 100))
+    assert variance > 0
 
 
 def test_estimate_of_a_peer_is_its_top1() -> None:
     correct = np.random.default_rng(0).random(200) < 0.7
-    assert estimate_top1(correct[:20], [rival(correct)]) == pytest.approx(100 * correct.mean())
+    top1, variance = estimate(correct[:20], correct[None])
+    assert top1 == pytest.approx(100 * correct.mean())
+    assert variance == pytest.approx(100**2 * 0.9 / 20**2)
+
+
+def test_estimate_errs_as_its_variance_says() -> None:
+    """Policies of the table over 200 orders of the images, after 91 of 728."""
+    correct = PolicyTable.load().correct[::300]
+    rng, ratios = np.random.default_rng(0), []
+    for order in (rng.permutation(correct.shape[1]) for _ in range(200)):
+        for row, mine in enumerate(correct[:, order]):
+            top1, variance = estimate(mine[:91], np.delete(correct, row, axis=0)[:, order])
+            ratios.append((top1 - 100 * mine.mean()) ** 2 / variance)
+    assert 0.5 < np.mean(ratios) < 1.5
 
 
 @pytest.mark.parametrize("right", [0, 5, 12])
 def test_sampler_is_told_the_estimate_and_never_more_than_of_the_rival(right: int) -> None:
     best = rival(np.arange(100) % 2 == 0, top1=50.0)
-    race = Race(best)
+    race = Race(best, pauses=True)
     figures = replace(FIGURES, top1=90.0)
     assert race.told(figures, [best]) == figures
     race.show(np.arange(13) < right)

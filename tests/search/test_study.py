@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from search.front import pruning_key
+from search.front import front, hypervolume, pruning_key
 from search.ledger import Counts
+from search.measurement import Objective
 from search.portfolio import ARMS
-from search.promise import SCREENED
+from search.promise import LEARNT, SCREENED
 from search.rundir import RunDirectory
 from search.samplers import SAMPLERS, make_sampler
 from search.space import SearchSpace
@@ -34,6 +35,7 @@ SPACE: dict[str, Any] = {
 }
 SCHEDULES = 4  # three equal stages with 0.9, 0.8, 0.7, 0.6
 
+PLAIN: tuple[Objective, ...] = ("top1", "flops")
 DENSE = Policy(model="vim_nano", stages=())
 
 evaluate = SyntheticEvaluator("vim_nano", "search")
@@ -104,7 +106,7 @@ def test_ask_goes_on_with_the_sampler_until_enough_are_finished(
 
 def test_unknown_sampler_is_refused_with_near_names() -> None:
     with pytest.raises(UsageError, match=r"unknown sampler 'nsga3'; did you mean nsga2"):
-        make_sampler("nsga3", 0, 0, {})
+        make_sampler("nsga3", 0, 0, {}, lambda proposals: None)
 
 
 def test_ask_never_gives_equal_candidates(make_run: MakeRun) -> None:
@@ -508,18 +510,49 @@ def test_warm_policies_come_after_the_schedules(make_run: MakeRun) -> None:
     assert candidates(run.path)[-1].source == "warm:other@3"
 
 
-def test_local_sampler_moves_few_parameters_of_the_front(make_run: MakeRun) -> None:
-    run = make_run(sampler="local", scorer=["l1", "l2", "sum"])
-    driver = begin(run)
-    done = run_to(worker(run), 60)
-    proposed = [run.space.params(s.policy) for s in done]
-    grid = 0.05
-    near = 0
-    for number, params in enumerate(proposed[SCHEDULES:], SCHEDULES):
-        steps = [
-            [round(abs(params[key] - other[key]) / grid) for key in params if key != "scorer"]
-            for other in proposed[:number]
-        ]
-        near += any(max(distance) <= 2 for distance in steps)
-    assert near == len(proposed) - SCHEDULES
-    assert driver.counts().evaluated == 60
+def test_ehvi_finds_a_better_front_than_random_proposals(make_run: MakeRun) -> None:
+    """Every proposal is new and feasible, and far more hypervolume is found than by chance."""
+    found = {}
+    for sampler in ("ehvi", "random"):
+        run = make_run(sampler, sampler, scorer=["l1", "l2", "sum"])
+        driver = begin(run)
+        run_to(worker(run), 60)
+        assert driver.counts().evaluated == 60
+        if sampler == "ehvi":
+            assert not driver.counts().duplicate
+        members = front(driver.candidates(), PLAIN)
+        reference = {"top1": 0.0, "flops": float(run.space.dense_flops)}
+        found[sampler] = hypervolume(members, PLAIN, reference)
+    assert found["ehvi"] > 1.02 * found["random"]
+
+
+def test_candidates_wait_for_their_first_image_once_enough_is_known(make_run: MakeRun) -> None:
+    """For every `SCREENED` that wait the most promising goes on, and at last they all do."""
+    run = make_run(sampler="random")
+    begin(run)
+    study = worker(run)
+    for _ in range(LEARNT):
+        finish(study, lost=False)
+    suggestion = study.ask(30, True)
+    assert suggestion is not None
+    assert study.counts() == Counts(evaluated=LEARNT, paused=SCREENED - 1, running=1)
+    race = study.race(suggestion.policy)
+    assert race.pauses and not len(race.known)
+    trials = study.trials()
+    resumed = trials[trials[suggestion.trial].user_attrs["resumes"]]
+    rival = race.rival
+    assert rival is not None and resumed.values[0] <= rival.search.top1
+    while suggestion is not None:
+        race = study.race(suggestion.policy)
+        race.correct = np.full(8, True)
+        assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
+        suggestion = study.ask(30, True)
+    assert study.counts().finished == 30 and not study.counts().paused
+
+
+def test_search_without_early_stopping_screens_nothing(make_run: MakeRun) -> None:
+    run = make_run(sampler="random")
+    begin(run)
+    study = worker(run)
+    run_to(study, LEARNT + 2 * SCREENED)
+    assert study.counts() == Counts(evaluated=LEARNT + 2 * SCREENED)
