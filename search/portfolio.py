@@ -4,8 +4,8 @@ Each of `ARMS` is credited with the hypervolume that its candidates have added t
 found before them, of the last `WINDOW` proposals. The next proposal is an arm's with a chance of
 `EXPLORED` shared out equally, plus the rest shared out by the squared mean credit of a proposal; an
 arm without a proposal in the window counts as the best one. GP is left out because one of its
-proposals takes about a second after 50 candidates, QMC because it learns nothing, and NSGA-II
-because the two others found more without it, where searches were replayed.
+proposals takes about a second after 50 candidates, the others because they find less, which
+`python -m benchmarks racing` tells.
 """
 
 from __future__ import annotations

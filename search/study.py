@@ -90,6 +90,7 @@ class Study:
         self._distributions = self.space.distributions()
         self._rivals: dict[int, Rival] = {}
         self._prospects: dict[str, Prospect] = {}
+        self._seen: dict[int, Seen] = {}
         self._promised: tuple[Any, Promise] | None = None
         self._ledger = Ledger(self._source)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -201,7 +202,7 @@ class Study:
     def _resume(self) -> optuna.Trial:
         """A trial for the most promising of the candidates that have paused."""
         waiting = self._ledger.waiting
-        prospects = {n: self._prospect(candidate_policy(trial)) for n, trial in waiting.items()}
+        prospects = {n: self._prospect_of(trial) for n, trial in waiting.items()}
         promise = self._promise()
         chosen = waiting[promise.best(prospects) if promise else min(waiting)]
         number = len(self._trials())
@@ -250,7 +251,8 @@ class Study:
 
     def _screen(self, trial: int, policy: Policy) -> bool:
         """Let a candidate wait for its first image; False where it has no rival yet."""
-        promise, rival = self._promise(), self._rival(policy)
+        rival = self._rival(policy)
+        promise = self._promise() if rival is not None else None
         if promise is None or rival is None:
             return False
         prospect = self._prospect(policy)
@@ -260,27 +262,30 @@ class Study:
         self._study.tell(trial, [told.value(objective) for objective in self.space.objectives])
         return True
 
+    @property
+    def _promises(self) -> bool:
+        """Whether enough candidates are evaluated to learn from."""
+        return "top1" in self.space.objectives and len(self._ledger.evaluated) >= LEARNT
+
     def _promise(self) -> Promise | None:
-        """What candidates promise by now; None before enough are evaluated to learn from."""
-        ledger = self._ledger
-        partial = {n: t for n, t in ledger.partial.items() if len(_seen(t))}
-        running = [t for t in ledger.open.values() if "candidate" in t.user_attrs]
-        if "top1" not in self.space.objectives or len(ledger.evaluated) < LEARNT:
+        """What candidates promise by now; None before enough are evaluated."""
+        if not self._promises:
             return None
-        state = (len(ledger.evaluated), *partial, *(trial.number for trial in running))
+        ledger = self._ledger
+        evaluated, partial = ledger.evaluated, ledger.partial
+        running = {n: t for n, t in ledger.open.items() if "candidate" in t.user_attrs}
+        for number in partial.keys() - self._seen.keys():
+            trial = partial[number]
+            self._seen[number] = Seen(self._prospect_of(trial), _correct(trial))
+        seen = {n: self._seen[n] for n in partial if len(self._seen[n].correct)}
+        state = (len(evaluated), *seen, *running)
         if self._promised is None or self._promised[0] != state:
             promise = Promise(
-                {
-                    n: (self._prospect(candidate.policy), candidate.search.top1)
-                    for n, candidate in ledger.evaluated.items()
-                },
-                [n for n, c in ledger.evaluated.items() if self.space.admits(c.search)],
+                {n: (self._prospect(c.policy), c.search.top1) for n, c in evaluated.items()},
+                [n for n, c in evaluated.items() if self.space.admits(c.search)],
                 self._admitted(),
-                {
-                    n: Seen(self._prospect(candidate_policy(trial)), _seen(trial))
-                    for n, trial in partial.items()
-                },
-                [self._prospect(candidate_policy(trial)) for trial in running],
+                seen,
+                [self._prospect_of(trial) for trial in running.values()],
                 self.space.dense_flops,
             )
             self._promised = state, promise
@@ -291,6 +296,10 @@ class Study:
         if key not in self._prospects:
             self._prospects[key] = Prospect.of(policy)
         return self._prospects[key]
+
+    def _prospect_of(self, trial: FrozenTrial) -> Prospect:
+        known = self._prospects.get(candidate_key(trial) or "")
+        return known or self._prospect(candidate_policy(trial))
 
     def _gains(self, proposals: Sequence[dict[str, Any]]) -> list[float] | None:
         """What proposals promise, by their parameters; None before anything can be promised.
@@ -326,8 +335,8 @@ class Study:
         """The race of a candidate against what has been evaluated so far."""
         ledger, key = self._read(), repr(pruning_key(policy))
         paused = [t for t in ledger.paused.values() if candidate_key(t) == key]
-        known = _seen(max(paused, key=lambda trial: trial.number)) if paused else None
-        return Race(self._rival(policy), known, pauses=self._promise() is not None)
+        known = _correct(max(paused, key=lambda trial: trial.number)) if paused else None
+        return Race(self._rival(policy), known, pauses=self._promises)
 
     def _rival(self, policy: Policy) -> Rival | None:
         return find_rival(self._admitted(), Cost.of(policy), self.space.objectives)
@@ -528,7 +537,7 @@ def _is_evaluated(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.COMPLETE and became(trial) == "evaluated"
 
 
-def _seen(trial: FrozenTrial) -> Bits:
+def _correct(trial: FrozenTrial) -> Bits:
     """What a candidate that has paused or stopped got right, (images seen,)."""
     attributes = trial.user_attrs
     text = attributes["paused"] if "paused" in attributes else attributes["stopped"].get("correct")

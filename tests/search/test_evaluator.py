@@ -208,14 +208,14 @@ def test_candidate_that_pauses_and_goes_on_sees_each_image_once(
 ) -> None:
     evaluator = make_evaluator(*LATENCY)
     dense = evaluator(DENSE)
-    race = Race(rival_of(hits, dense))
+    race = Race(rival_of(hits, dense), pauses=True)
     part = evaluator(PRUNED, race)
-    assert race.is_paused and part.images == len(race.correct) == 91
+    assert race.is_paused and part.images == len(race.correct) == 46
     assert part.latency_ms == 3.5
     assert math.isnan(part.latency_ratio)
     claimed = ~race.correct  # so that what is known tells what was classified again
     later = Race(rival_of(hits, dense), known=claimed)
     whole = evaluator(PRUNED, later)
-    assert later.correct.tolist() == [*claimed, *hits[91:]]
+    assert later.correct.tolist() == [*claimed, *hits[46:]]
     assert whole.images == 728
     assert whole.latency_ratio > 0
