@@ -45,7 +45,7 @@ class Promise:
         self,
         evaluated: Mapping[int, tuple[Prospect, float]],
         admitted: Collection[int],
-        rivals: Collection[Rival],
+        rivals: Sequence[Rival],
         seen: Mapping[int, Seen],
         running: Sequence[Prospect],
         dense_flops: int,
@@ -53,13 +53,13 @@ class Promise:
         """Args:
         evaluated: At least one candidate with its top1, by the numbers of their trials.
         admitted: Those that keep to the space's limits.
-        rivals: Candidates that estimates from few images are corrected by.
+        rivals: Candidates that estimates from few images are corrected by, by their trials.
         seen: Candidates that have seen some of the images, by the numbers of their trials.
         running: Candidates that are under way; they count as what they are expected to be.
         dense_flops: Those of the dense model.
         """
         self._dense_flops = dense_flops
-        bits = np.array([r.correct for r in sorted(rivals, key=lambda rival: rival.trial)])
+        bits = np.array([rival.correct for rival in rivals])
         measured = {n: (prospect.point, top1, 0.0) for n, (prospect, top1) in evaluated.items()}
         for number, one in seen.items():
             measured[number] = (one.prospect.point, *estimate(one.correct, bits))

@@ -67,7 +67,7 @@ class _Tpe(_KnownSpace, TPESampler): ...
 class _Gp(_KnownSpace, GPSampler): ...
 
 
-class EhviSampler(RandomSampler):
+class EhviSampler(_KnownSpace, RandomSampler):
     """Proposes what promises most hypervolume, of neighbours of the front and of random candidates.
 
     A neighbour is a member drawn at random with a few parameters moved: one, and each further one
@@ -76,14 +76,8 @@ class EhviSampler(RandomSampler):
     """
 
     def __init__(self, distributions: Distributions, seed: int, gains: Gains):
-        super().__init__(seed=seed)
-        self._distributions, self._dice = dict(distributions), random.Random(seed)
-        self._gains = gains
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._distributions
+        super().__init__(distributions, seed=seed)
+        self._dice, self._gains = random.Random(seed), gains
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

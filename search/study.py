@@ -4,8 +4,8 @@ An Optuna study, the only truth about a run. A trial is one candidate; it is
 
     waiting     queued: a known schedule, or the candidate of a worker that died
     running     leased to one worker
-    complete    evaluated; with `stopped` or `paused`, on some of the images only; or, with
-                `answered_by`, equal to one that was
+    complete    evaluated; with `stopped` or `paused`, on some of the images only, or on none;
+                or, with `answered_by`, equal to one that was
     failed      closed as: failed (its evaluation), infeasible, duplicate, lost (its worker)
 
 A candidate that has paused goes on as a new trial, which has its number as `resumes`.
@@ -33,7 +33,7 @@ from search.ledger import Counts, Ledger, became, candidate_key, candidate_polic
 from search.measurement import Candidate, Measurement
 from search.portfolio import choose
 from search.promise import LEARNT, SCREENED, Promise, Seen
-from search.racing import Bits, Cost, Race, Rival, find_rival, pack, unpack
+from search.racing import Bits, Race, Rival, find_rival, pack, unpack
 from search.rundir import RunDirectory
 from search.samplers import make_sampler
 from search.space import SearchSpace
@@ -251,7 +251,7 @@ class Study:
 
     def _screen(self, trial: int, policy: Policy) -> bool:
         """Let a candidate wait for its first image; False where it has no rival yet."""
-        rival = self._rival(policy)
+        rival = self._rival(policy) if self._promises else None
         promise = self._promise() if rival is not None else None
         if promise is None or rival is None:
             return False
@@ -309,14 +309,18 @@ class Study:
         promise = self._promise()
         if promise is None:
             return None
-        policies = [self.space.suggest(FixedTrial(params)) for params in proposals]
-        gains = promise.gains([self._prospect(policy) for policy in policies])
-        return [
-            -math.inf
-            if self._ledger.twin(repr(pruning_key(policy))) or self.space.infeasible(policy)
-            else float(gain)
-            for policy, gain in zip(policies, gains, strict=True)
-        ]
+        gains = [-math.inf] * len(proposals)
+        new: dict[int, Prospect] = {}
+        for place, params in enumerate(proposals):
+            policy = self.space.suggest(FixedTrial(params))
+            is_known = self._ledger.twin(repr(pruning_key(policy))) is not None
+            if not is_known and self.space.infeasible(policy) is None:
+                new[place] = self._prospect(policy)
+        if new:
+            promised = promise.gains([*new.values()])
+            for place, gain in zip(new, promised, strict=True):
+                gains[place] = float(gain)
+        return gains
 
     def _sampler(self, known: list[FrozenTrial], proposal: int) -> str:
         """Name of the sampler of a proposal."""
@@ -333,20 +337,24 @@ class Study:
 
     def race(self, policy: Policy) -> Race:
         """The race of a candidate against what has been evaluated so far."""
-        ledger, key = self._read(), repr(pruning_key(policy))
-        paused = [t for t in ledger.paused.values() if candidate_key(t) == key]
-        known = _correct(max(paused, key=lambda trial: trial.number)) if paused else None
+        ledger = self._read()
+        twin = ledger.twin(repr(pruning_key(policy)))
+        known = _correct(twin) if twin is not None and twin.number in ledger.paused else None
         return Race(self._rival(policy), known, pauses=self._promises)
 
     def _rival(self, policy: Policy) -> Rival | None:
-        return find_rival(self._admitted(), Cost.of(policy), self.space.objectives)
+        return find_rival(self._admitted(), self._prospect(policy).cost, self.space.objectives)
 
     def _admitted(self) -> list[Rival]:
-        """The fully evaluated candidates that keep to the space's limits."""
-        for trial in self._trials():
-            if trial.number not in self._rivals and _is_rival(trial):
-                self._rivals[trial.number] = _rival(trial)
-        return [rival for rival in self._rivals.values() if self.space.admits(rival.search)]
+        """The fully evaluated candidates that keep to the space's limits, by their trials."""
+        trials, evaluated = self._trials(), self._read().evaluated
+        for number in evaluated.keys() - self._rivals.keys():
+            candidate, correct = evaluated[number], trials[number].user_attrs.get("correct")
+            if correct is not None:
+                cost = self._prospect(candidate.policy).cost
+                self._rivals[number] = Rival(number, cost, candidate.search, unpack(correct))
+        rivals = (self._rivals[number] for number in sorted(self._rivals))
+        return [rival for rival in rivals if self.space.admits(rival.search)]
 
     def tell(self, trial: int, measurement: Measurement, race: Race | None = None) -> bool:
         """Record a candidate's figures, once; a figure that is not finite makes it a failure.
@@ -542,19 +550,6 @@ def _correct(trial: FrozenTrial) -> Bits:
     attributes = trial.user_attrs
     text = attributes["paused"] if "paused" in attributes else attributes["stopped"].get("correct")
     return unpack(text) if text else np.zeros(0, bool)
-
-
-def _is_rival(trial: FrozenTrial) -> bool:
-    return _is_evaluated(trial) and "correct" in trial.user_attrs
-
-
-def _rival(trial: FrozenTrial) -> Rival:
-    return Rival(
-        trial.number,
-        Cost.of(candidate_policy(trial)),
-        Measurement.from_dict(trial.user_attrs["measurement"]),
-        unpack(trial.user_attrs["correct"]),
-    )
 
 
 def _is_abandoned(trial: FrozenTrial, is_dead: Callable[[Owner], bool]) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from search.racing import Cost
 from ssmprune.models.zoo import find_config
@@ -117,6 +116,8 @@ def expected_gain(
     Returns:
         (policies,), where all of top1 at no FLOPs would be 1.
     """
+    from scipy.special import ndtr  # loaded here as scikit-learn is
+
     ordered = np.array([(0.0, 0.0), *sorted(front), (1.0, 0.0)])
     starts, ends = ordered[:-1, 0], ordered[1:, 0]
     best = np.maximum.accumulate(ordered[:-1, 1])

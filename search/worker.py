@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from search.front import front
@@ -83,11 +84,10 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
 
 def _next(study: Study, job: Job) -> Suggestion | None:
     """The next candidate; waits for those of others, which come back if their worker dies."""
-    while (suggestion := study.ask(job.trials, job.early_stopping)) is None:
+    ask = partial(study.ask, job.trials, job.early_stopping)
+    while (suggestion := ask()) is None:
         if not study.in_session or not study.counts().running:
-            return study.ask(
-                job.trials, job.early_stopping
-            )  # one may have come into the queue since
+            return ask()  # one may have come into the queue since
         time.sleep(WAIT_SECONDS)
     return suggestion
 

@@ -76,24 +76,26 @@ def test_surrogate_predicts_measured_policies(table: PolicyTable) -> None:
 def test_points_tell_apart_what_a_policy_does() -> None:
     stage = Stage(layer=1, keep_ratio=0.5)
     plain = Policy(model="vim_nano", stages=(stage,), scorer=Scorer(name="l1"))
-    changed = [
-        replace_policy(plain, scorer=Scorer(name="l2")),
-        replace_policy(plain, stages=(stage.model_copy(update={"keep_ratio": 0.6}),)),
-        replace_policy(plain, stages=(stage.model_copy(update={"layer": 2}),)),
-        replace_policy(plain, alignment=Alignment(conv="position")),
-        replace_policy(plain, alignment=Alignment(decay="zero_input", strength=0.5)),
+    changes: list[dict[str, object]] = [
+        {},
+        {"scorer": Scorer(name="l2")},
+        {"stages": (stage.model_copy(update={"keep_ratio": 0.6}),)},
+        {"stages": (stage.model_copy(update={"layer": 2}),)},
+        {"alignment": Alignment(conv="position")},
+        {"alignment": Alignment(decay="zero_input", strength=0.5)},
     ]
-    points = [tuple(Prospect.of(policy).point) for policy in (plain, *changed)]
+    points = [tuple(Prospect.of(plain.model_copy(update=change)).point) for change in changes]
     assert len(set(points)) == len(points)
-    same = replace_policy(plain, stages=(stage.model_copy(update={"scorer": Scorer(name="l1")}),))
-    assert tuple(Prospect.of(same).point) == points[0]
+    own = stage.model_copy(update={"scorer": Scorer(name="l1")})
+    assert tuple(Prospect.of(plain.model_copy(update={"stages": (own,)})).point) == points[0]
 
 
-def replace_policy(policy: Policy, **changes: object) -> Policy:
-    return policy.model_copy(update=changes)
-
-
-def promise(table: PolicyTable, rows: np.ndarray, running: tuple[int, ...] = ()) -> Promise:
+def promise(
+    table: PolicyTable,
+    rows: np.ndarray,
+    running: tuple[int, ...] = (),
+    seen: dict[int, Seen] | None = None,
+) -> Promise:
     prospects = {int(row): Prospect.of(table.policies[row]) for row in rows}
     top1 = {row: 100 * float(table.correct[row].mean()) for row in prospects}
     rivals = [
@@ -104,7 +106,7 @@ def promise(table: PolicyTable, rows: np.ndarray, running: tuple[int, ...] = ())
         {row: (one, top1[row]) for row, one in prospects.items()},
         prospects,
         rivals,
-        {},
+        seen or {},
         [Prospect.of(table.policies[row]) for row in running],
         table.space.dense_flops,
     )
@@ -137,20 +139,9 @@ def test_candidate_promises_less_once_it_is_running(table: PolicyTable) -> None:
 def test_images_that_were_seen_count(table: PolicyTable) -> None:
     """A policy that gets the first 91 images all wrong promises next to nothing."""
     rows = np.random.default_rng(0).permutation(len(table.policies))[:140]
-    known = {int(row): Prospect.of(table.policies[row]) for row in rows[:40]}
-    top1 = {row: 100 * float(table.correct[row].mean()) for row in known}
     waiting = {int(row): Prospect.of(table.policies[row]) for row in rows[40:]}
     best = promise(table, rows[:40]).best(waiting)
-    wrong = Promise(
-        {row: (one, top1[row]) for row, one in known.items()},
-        known,
-        [
-            Rival(row, one.cost, replace(FIGURES, top1=top1[row]), table.correct[row])
-            for row, one in known.items()
-        ],
-        {best: Seen(waiting[best], np.zeros(91, bool))},
-        [],
-        table.space.dense_flops,
-    )
+    seen = {best: Seen(waiting[best], np.zeros(91, bool))}
+    wrong = promise(table, rows[:40], seen=seen)
     assert wrong.best(waiting) != best
-    assert wrong.top1([waiting[best]])[0] < top1[max(known, key=lambda row: top1[row])] - 20
+    assert wrong.top1([waiting[best]])[0] < 100 * table.correct[rows[:40]].mean(axis=1).max() - 20
