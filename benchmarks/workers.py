@@ -30,7 +30,12 @@ from ssmprune.policy import Policy
 
 TITLE = "Workers on a Ray cluster of four nodes on this machine, evaluations that sleep"
 NODES = 4
-CASES = (("nsga2", 2, 1.0, 120), ("tpe", 2, 1.0, 120), ("nsga2", 64, 2.0, 1920))
+CASES = (
+    ("nsga2", 2, 1.0, 120),
+    ("tpe", 2, 1.0, 120),
+    ("auto", 2, 1.0, 120),
+    ("nsga2", 64, 2.0, 1920),
+)
 SPACE = """
 schema: ssmprune.space/1
 model: vim_nano

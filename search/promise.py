@@ -47,7 +47,6 @@ class Promise:
         admitted: Collection[int],
         rivals: Sequence[Rival],
         seen: Mapping[int, Seen],
-        running: Sequence[Prospect],
         dense_flops: int,
     ):
         """Args:
@@ -55,7 +54,6 @@ class Promise:
         admitted: Those that keep to the space's limits.
         rivals: Candidates that estimates from few images are corrected by, by their trials.
         seen: Candidates that have seen some of the images, by the numbers of their trials.
-        running: Candidates that are under way; they count as what they are expected to be.
         dense_flops: Those of the dense model.
         """
         self._dense_flops = dense_flops
@@ -66,23 +64,29 @@ class Promise:
         latest = sorted(measured)[-REMEMBERED:]
         points, top1, variances = zip(*(measured[number] for number in latest), strict=True)
         self._surrogate = Surrogate(np.array(points), np.array(top1), np.array(variances))
-        found = [evaluated[number] for number in admitted]
-        if running:
-            found += zip(running, self.top1(running), strict=True)
-        self._front = [(prospect.cost.flops / dense_flops, mean) for prospect, mean in found]
+        self._found = [evaluated[number] for number in admitted]
 
     def top1(self, prospects: Sequence[Prospect]) -> list[float]:
         """What is expected of candidates, in per cent."""
         mean, _ = self._surrogate.predict(np.array([p.point for p in prospects]))
         return [float(top1) for top1 in np.clip(mean, 0, 100)]
 
-    def gains(self, prospects: Sequence[Prospect]) -> Array:
-        """The hypervolume in top1 and FLOPs that candidates are expected to add, (candidates,)."""
+    def gains(self, prospects: Sequence[Prospect], running: Sequence[Prospect]) -> Array:
+        """The hypervolume in top1 and FLOPs that candidates are expected to add, (candidates,).
+
+        Args:
+            prospects: The candidates.
+            running: Those that are under way; they count as what they are expected to be.
+        """
+        found = [*self._found]
+        if running:
+            found += zip(running, self.top1(running), strict=True)
+        front = [(prospect.cost.flops / self._dense_flops, top1) for prospect, top1 in found]
         mean, deviation = self._surrogate.predict(np.array([p.point for p in prospects]))
         flops = np.array([p.cost.flops for p in prospects]) / self._dense_flops
-        return expected_gain(mean, deviation, flops, self._front)
+        return expected_gain(mean, deviation, flops, front)
 
-    def best(self, waiting: Mapping[int, Prospect]) -> int:
+    def best(self, waiting: Mapping[int, Prospect], running: Sequence[Prospect]) -> int:
         """The trial of at least one that promises most; of equals the first."""
         numbers = sorted(waiting)
-        return numbers[int(self.gains([waiting[n] for n in numbers]).argmax())]
+        return numbers[int(self.gains([waiting[n] for n in numbers], running).argmax())]

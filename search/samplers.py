@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import moocore
+import numpy as np
 from optuna import Study
 from optuna.distributions import (
     BaseDistribution,
@@ -28,7 +30,8 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from ssmprune.errors import UsageError, unknown_name
 
@@ -82,7 +85,9 @@ class EhviSampler(_KnownSpace, RandomSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        members = [t.params for t in study.best_trials if t.params.keys() == search_space.keys()]
+        members = [
+            trial.params for trial in _best(study) if trial.params.keys() == search_space.keys()
+        ]
         proposals = [
             {name: self._draw(distribution) for name, distribution in search_space.items()}
             for _ in range(_RANDOM)
@@ -119,6 +124,18 @@ class EhviSampler(_KnownSpace, RandomSampler):
         moved = value + self._dice.choice((-2, -1, 1, 2)) * step
         moved = min(max(moved, distribution.low), distribution.high)
         return type(value)(moved) if isinstance(value, int) else round(moved, 9)
+
+
+def _best(study: Study) -> list[FrozenTrial]:
+    """The trials that no other dominates; `Study.best_trials` copies all for it."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not trials:
+        return []
+    maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+    kept = moocore.is_nondominated(
+        np.array([trial.values for trial in trials]), maximise=maximise, keep_weakly=True
+    )
+    return [trial for trial, keep in zip(trials, kept, strict=True) if keep]
 
 
 def make_sampler(

@@ -475,19 +475,23 @@ class SearchSpace(FilePart):
 
     def _removing(self, kept: Mapping[int, float]) -> dict[int, float]:
         """Of keep ratios by layer, those that remove anything."""
-        stages = tuple(Stage(layer=layer, keep_ratio=ratio) for layer, ratio in kept.items())
-        # Not validated: a file whose reduction is wrong gets that told, and this as well.
-        policy = Policy.model_construct(model=self.model, reduction=self.reduction, stages=stages)
-        effective = policy.effective_stages(self.config)
-        return {stage.layer: kept[stage.layer] for stage, _ in effective}
+        stages = [Stage(layer=layer, keep_ratio=ratio) for layer, ratio in kept.items()]
+        return {stage.layer: kept[stage.layer] for stage in self._effective(stages)}
+
+    def _effective(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Of stages, those that remove anything."""
+        # Not validated: a file whose reduction is wrong gets that told, and its schedules as well.
+        policy = Policy.model_construct(
+            model=self.model, reduction=self.reduction, stages=tuple(stages)
+        )
+        return [stage for stage, _ in policy.effective_stages(self.config)]
 
     def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         """One policy for all settings that do the same: what changes nothing gets its default.
 
         The policy's scorer is the first stage's; stages with another carry their own.
         """
-        policy = self._policy(stages, scorer, alignment)
-        kept = [stage for stage, _ in policy.effective_stages(self.config)]
+        kept = self._effective(stages)
         if not kept:
             scorer, alignment = self.scorer[0], Alignment()
         elif alignment.decay == "none":
@@ -508,13 +512,9 @@ class SearchSpace(FilePart):
             alignment=alignment,
         )
 
-    def flops_ratio(self, policy: Policy) -> float:
-        """FLOPs of the policy over those of the dense model."""
-        return count_flops(self.config, policy).flops / self.dense_flops
-
-    def infeasible(self, policy: Policy) -> str | None:
-        """Why the policy breaks the FLOPs limits, as a sentence; None when it keeps to them."""
-        limits, ratio = self.limits.flops_ratio, self.flops_ratio(policy)
+    def infeasible(self, flops: int) -> str | None:
+        """Why so many FLOPs break the limits, as a sentence; None when they keep to them."""
+        limits, ratio = self.limits.flops_ratio, flops / self.dense_flops
         if limits.min <= ratio <= limits.max:
             return None
         return f"flops_ratio must be in [{limits.min}, {limits.max}], got {ratio:.3f}"
@@ -537,7 +537,9 @@ class SearchSpace(FilePart):
         for schedule in (self._uniform_schedule(), *self.schedules):
             for name, stages in schedule.expand():
                 policy = self._schedule_policy(stages, schedule.scorer or self.scorer[0])
-                if policy is not None and self.infeasible(policy) is None:
+                if policy is None:
+                    continue
+                if self.infeasible(count_flops(self.config, policy).flops) is None:
                     found.append((name, policy))
         return found
 

@@ -204,7 +204,8 @@ class Study:
         waiting = self._ledger.waiting
         prospects = {n: self._prospect_of(trial) for n, trial in waiting.items()}
         promise = self._promise()
-        chosen = waiting[promise.best(prospects) if promise else min(waiting)]
+        best = promise.best(prospects, self._under_way()) if promise else min(waiting)
+        chosen = waiting[best]
         number = len(self._trials())
         _enqueue(self._study, chosen.params, self._source(chosen), 1, resumes=chosen.number)
         trial_id = self._trial_id(number)  # it goes before what else is in the queue
@@ -227,16 +228,16 @@ class Study:
         """Lease a trial's candidate to this study's owner; close one that needs no evaluation."""
         assert self._owner is not None
         policy = self.space.suggest(trial)
-        fault = self.space.infeasible(policy)
+        prospect = self._prospect(policy)
+        fault = self.space.infeasible(prospect.cost.flops)
         if fault is not None:
             self._close(trial.number, "infeasible", fault)
             return None
-        key = repr(pruning_key(policy))
-        twin = None if "resumes" in trial.user_attrs else self._ledger.twin(key)
+        twin = None if "resumes" in trial.user_attrs else self._ledger.twin(prospect.key)
         if twin is None:
             candidate = {
                 "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
-                "key": key,
+                "key": prospect.key,
                 "owner": vars(self._owner),
             }
             trial.set_user_attr("candidate", candidate)
@@ -271,25 +272,28 @@ class Study:
         """What candidates promise by now; None before enough are evaluated."""
         if not self._promises:
             return None
-        ledger = self._ledger
+        trials, ledger = self._trials(), self._ledger
         evaluated, partial = ledger.evaluated, ledger.partial
-        running = {n: t for n, t in ledger.open.items() if "candidate" in t.user_attrs}
         for number in partial.keys() - self._seen.keys():
             trial = partial[number]
             self._seen[number] = Seen(self._prospect_of(trial), _correct(trial))
         seen = {n: self._seen[n] for n in partial if len(self._seen[n].correct)}
-        state = (len(evaluated), *seen, *running)
+        state = (len(evaluated), *seen)
         if self._promised is None or self._promised[0] != state:
             promise = Promise(
-                {n: (self._prospect(c.policy), c.search.top1) for n, c in evaluated.items()},
+                {n: (self._prospect_of(trials[n]), c.search.top1) for n, c in evaluated.items()},
                 [n for n, c in evaluated.items() if self.space.admits(c.search)],
                 self._admitted(),
                 seen,
-                [self._prospect_of(trial) for trial in running.values()],
                 self.space.dense_flops,
             )
             self._promised = state, promise
         return self._promised[1]
+
+    def _under_way(self) -> list[Prospect]:
+        """The candidates that workers evaluate now."""
+        leased = (t for t in self._ledger.open.values() if "candidate" in t.user_attrs)
+        return [self._prospect_of(trial) for trial in leased]
 
     def _prospect(self, policy: Policy) -> Prospect:
         key = repr(pruning_key(policy))
@@ -312,12 +316,12 @@ class Study:
         gains = [-math.inf] * len(proposals)
         new: dict[int, Prospect] = {}
         for place, params in enumerate(proposals):
-            policy = self.space.suggest(FixedTrial(params))
-            is_known = self._ledger.twin(repr(pruning_key(policy))) is not None
-            if not is_known and self.space.infeasible(policy) is None:
-                new[place] = self._prospect(policy)
+            prospect = Prospect.of(self.space.suggest(FixedTrial(params)))
+            is_known = self._ledger.twin(prospect.key) is not None
+            if not is_known and self.space.infeasible(prospect.cost.flops) is None:
+                new[place] = prospect
         if new:
-            promised = promise.gains([*new.values()])
+            promised = promise.gains([*new.values()], self._under_way())
             for place, gain in zip(new, promised, strict=True):
                 gains[place] = float(gain)
         return gains
@@ -351,7 +355,7 @@ class Study:
         for number in evaluated.keys() - self._rivals.keys():
             candidate, correct = evaluated[number], trials[number].user_attrs.get("correct")
             if correct is not None:
-                cost = self._prospect(candidate.policy).cost
+                cost = self._prospect_of(trials[number]).cost
                 self._rivals[number] = Rival(number, cost, candidate.search, unpack(correct))
         rivals = (self._rivals[number] for number in sorted(self._rivals))
         return [rival for rival in rivals if self.space.admits(rival.search)]

@@ -8,12 +8,13 @@ its token counts. So its expected gain in hypervolume has a closed form, see `ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from search.front import pruning_key
 from search.racing import Cost
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, decay_names, scorer_names
@@ -34,10 +35,12 @@ class Prospect:
     """What a policy is before anything runs.
 
     Attributes:
+        key: Equal for policies that prune alike.
         cost: What it costs.
         point: Where it lies for the surrogate, (features,).
     """
 
+    key: str
     cost: Cost
     point: Array
 
@@ -50,6 +53,7 @@ class Prospect:
         scorers = [policy.stage_scorer(stage).name for stage, _ in stages]
         alignment = policy.alignment
         return cls(
+            repr(pruning_key(policy)),
             cost,
             np.concatenate(
                 [
@@ -81,21 +85,25 @@ class Surrogate:
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
         self._mean, self._scale = top1.mean(), top1.std() or 1.0
-        errors = variances / self._scale**2 + 1e-8
-        processes = [
-            GaussianProcessRegressor(
-                ConstantKernel(length**2) * Matern(length, nu=2.5) + WhiteKernel(noise),
-                alpha=errors,
-                optimizer=None,
-            ).fit(points, (top1 - self._mean) / self._scale)
-            for length, noise in itertools.product(LENGTHS, NOISES)
-        ]
-        self._process = max(processes, key=lambda p: p.log_marginal_likelihood_value_)
+        self._process = GaussianProcessRegressor(
+            ConstantKernel() * Matern(nu=2.5) + WhiteKernel(),
+            alpha=variances / self._scale**2 + 1e-8,
+            optimizer=_most_likely,
+        ).fit(points, (top1 - self._mean) / self._scale)
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the top1 of policies, in per cent, (policies,) each."""
         mean, deviation = self._process.predict(points, return_std=True)
         return mean * self._scale + self._mean, deviation * self._scale
+
+
+def _most_likely(loss: Callable[..., float], start: Array, bounds: Array) -> tuple[Array, float]:
+    """The logarithms of amplitude, length scale and noise with the least loss, and that."""
+    choices = [
+        np.log([length**2, length, noise]) for length, noise in itertools.product(LENGTHS, NOISES)
+    ]
+    losses = [loss(choice, eval_gradient=False) for choice in choices]
+    return choices[int(np.argmin(losses))], min(losses)
 
 
 def expected_gain(

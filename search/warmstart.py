@@ -24,6 +24,7 @@ from search.rundir import RunDirectory
 from search.space import SearchSpace
 from search.study import Study
 from ssmprune.errors import SpaceError, UsageError
+from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Policy, Scorer, Stage
 
@@ -67,7 +68,8 @@ def adapt(policy: Policy, space: SearchSpace) -> Policy | None:
         space.params(found)
     except SpaceError:
         return None
-    return None if space.infeasible(found) else found
+    flops = count_flops(space.config, found).flops
+    return found if space.infeasible(flops) is None else None
 
 
 def _member(policy: Policy, space: SearchSpace) -> Policy | None:

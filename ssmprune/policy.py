@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,7 +129,13 @@ class Stage(FilePart):
 
     @property
     def _ratio(self) -> Fraction:
-        return Fraction(repr(float(self.keep_ratio or 1)))
+        return _exactly(self.keep_ratio or 1)
+
+
+@lru_cache(maxsize=4096)
+def _exactly(ratio: float) -> Fraction:
+    """The ratio as it is written: 0.7 is 7/10."""
+    return Fraction(repr(float(ratio)))
 
 
 class Alignment(FilePart):
