@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from search import surrogate
 from search.board import Board
 from search.cluster import (
     Pool,
@@ -303,6 +304,7 @@ def _watch(
     told, next_look, next_check = False, 0.0, 0.0
     with _first_interrupt() as interrupted:
         workers.start()
+        surrogate.load()  # while they start
         while workers.is_alive():
             workers.join(POLL_SECONDS)
             if interrupted() and not told:

@@ -88,7 +88,7 @@ class Study:
         self._owner = owner
         self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
         self._distributions = self.space.distributions()
-        self._rivals: dict[int, Rival] = {}
+        self._rivals: dict[int, Rival | None] = {}
         self._prospects: dict[str, Prospect] = {}
         self._seen: dict[int, Seen] = {}
         self._promised: tuple[Any, Promise] | None = None
@@ -351,14 +351,17 @@ class Study:
 
     def _admitted(self) -> list[Rival]:
         """The fully evaluated candidates that keep to the space's limits, by their trials."""
-        trials, evaluated = self._trials(), self._read().evaluated
-        for number in evaluated.keys() - self._rivals.keys():
-            candidate, correct = evaluated[number], trials[number].user_attrs.get("correct")
-            if correct is not None:
+        evaluated = self._ledger.evaluated
+        new = evaluated.keys() - self._rivals.keys()
+        trials = self._trials() if new else []
+        for number in new:
+            figures, correct = evaluated[number].search, trials[number].user_attrs.get("correct")
+            self._rivals[number] = None
+            if correct is not None and self.space.admits(figures):
                 cost = self._prospect_of(trials[number]).cost
-                self._rivals[number] = Rival(number, cost, candidate.search, unpack(correct))
+                self._rivals[number] = Rival(number, cost, figures, unpack(correct))
         rivals = (self._rivals[number] for number in sorted(self._rivals))
-        return [rival for rival in rivals if self.space.admits(rival.search)]
+        return [rival for rival in rivals if rival is not None]
 
     def tell(self, trial: int, measurement: Measurement, race: Race | None = None) -> bool:
         """Record a candidate's figures, once; a figure that is not finite makes it a failure.
@@ -373,6 +376,7 @@ class Study:
         """
         told = measurement
         if race is not None and race.ended_early:
+            self._read()
             told = race.told(measurement, self._admitted())
         values = [told.value(objective) for objective in self.space.objectives]
         for objective, value in zip(self.space.objectives, values, strict=True):

@@ -67,6 +67,15 @@ class Prospect:
         )
 
 
+def load() -> None:
+    """Import what takes seconds, so that no proposal has to wait for it.
+
+    Not done by importing this module: workers, which import the study, do without.
+    """
+    import scipy.special  # noqa: F401
+    import sklearn.gaussian_process  # noqa: F401
+
+
 class Surrogate:
     """Top1 of policies as those that have been measured tell: Matern 5/2 around their mean.
 
@@ -80,7 +89,6 @@ class Surrogate:
         top1: Theirs, in per cent, (policies,).
         variances: Of the errors of `top1`, (policies,); zero where all images were seen.
         """
-        # Loaded here: it takes seconds, and workers, which import the study, do without.
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
@@ -124,7 +132,7 @@ def expected_gain(
     Returns:
         (policies,), where all of top1 at no FLOPs would be 1.
     """
-    from scipy.special import ndtr  # loaded here as scikit-learn is
+    from scipy.special import ndtr
 
     ordered = np.array([(0.0, 0.0), *sorted(front), (1.0, 0.0)])
     starts, ends = ordered[:-1, 0], ordered[1:, 0]
