@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
 
 from benchmarks.record import save, show
 
@@ -21,10 +21,18 @@ NAMES = (
 )
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Runs benchmarks, prints their tables and keeps them in benchmarks/results.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"all, or some of {', '.join(NAMES)}"
+    )
+    names = parser.parse_args().names
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise SystemExit(f"unknown benchmark {', '.join(unknown)}; known: {', '.join(NAMES)}")
+        parser.error(f"a NAME must be one of {', '.join(NAMES)}; got {', '.join(unknown)}")
     for name in names or NAMES:
         table = importlib.import_module(f"benchmarks.{name}")
         rows = table.run()
@@ -33,4 +41,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -119,7 +119,7 @@ def replay(
             suggestion = study.ask(_most(early_stopping), early_stopping)
             if suggestion is None:
                 break
-            race = study.race(suggestion.policy) if early_stopping else Race()
+            race = suggestion.race
             figures = evaluate(suggestion.policy, race, order)
             study.tell(suggestion.trial, figures, race)
             seen += figures.images - len(race.known)

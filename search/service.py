@@ -230,12 +230,12 @@ class StudyService:
                 self.fault = _unwritable(self._study, fault)
                 return
 
-    def _ask(self, study: Study, trials: int, screens: bool = False) -> Suggestion | None:
+    def _ask(self, study: Study, trials: int, early_stopping: bool = False) -> Suggestion | None:
         """The next candidate; waits for those of others, which come back if their worker dies."""
         with self._changed:
             while True:
                 suggestion = self._use(
-                    study, lambda study: study.ask(trials, screens), study.take_over
+                    study, lambda study: study.ask(trials, early_stopping), study.take_over
                 )
                 if suggestion is not None or not self._use(study, _is_under_way):
                     return suggestion

@@ -63,10 +63,17 @@ class Owner:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A candidate that the caller now has to evaluate."""
+    """A candidate that the caller now has to evaluate.
+
+    Attributes:
+        trial: Number of its trial.
+        policy: What it is.
+        race: How many images it is to see.
+    """
 
     trial: int
     policy: Policy
+    race: Race
 
 
 class Study:
@@ -162,12 +169,13 @@ class Study:
         """Whether the sampler has found nothing new in the session so far."""
         return bool(self._study.user_attrs.get("exhausted"))
 
-    def ask(self, trials: int, screens: bool = False) -> Suggestion | None:
+    def ask(self, trials: int, early_stopping: bool = False) -> Suggestion | None:
         """Take the next candidate: from the queue, from those that have paused, from the sampler.
 
         Args:
             trials: Candidates that the search is to finish.
-            screens: Whether those that have a rival pause before they see an image.
+            early_stopping: Whether candidates race, and pause before they see an image; without
+                it they see all images.
 
         Returns:
             A feasible candidate that is new or has paused, leased to this study's owner. None when
@@ -185,14 +193,14 @@ class Study:
                 is_full = counts.finished + counts.running + counts.paused >= trials
                 is_full = is_full or (self.exhausted and not counts.waiting)
                 if counts.paused and (is_full or (not counts.waiting and self._is_due())):
-                    return self._lease(self._resume())
+                    return self._lease(self._resume(), early_stopping)
                 if is_full and not counts.waiting:
                     return None
-                suggestion = self._ask_once(known, counts.lost, screens)
+                suggestion = self._ask_once(known, counts.lost, early_stopping)
             if suggestion is not None:
                 return suggestion
         self._study.set_user_attr("exhausted", True)
-        return self.ask(trials, screens) if counts.paused else None
+        return self.ask(trials, early_stopping) if counts.paused else None
 
     def _is_due(self) -> bool:
         """Whether enough candidates have begun to wait for one more to go on."""
@@ -212,7 +220,9 @@ class Study:
         self._store.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         return optuna.Trial(self._study, trial_id)
 
-    def _ask_once(self, known: list[FrozenTrial], lost: int, screens: bool) -> Suggestion | None:
+    def _ask_once(
+        self, known: list[FrozenTrial], lost: int, early_stopping: bool
+    ) -> Suggestion | None:
         """One proposal; None when it needs no evaluation."""
         proposal = len(known) - lost
         sampler = self._sampler(known, proposal)
@@ -222,9 +232,9 @@ class Study:
         trial = self._study.ask()
         if sampler != self._sampler_name and "source" not in trial.user_attrs:
             trial.set_user_attr("source", sampler)
-        return self._lease(trial, screens)
+        return self._lease(trial, early_stopping)
 
-    def _lease(self, trial: optuna.Trial, screens: bool = False) -> Suggestion | None:
+    def _lease(self, trial: optuna.Trial, early_stopping: bool) -> Suggestion | None:
         """Lease a trial's candidate to this study's owner; close one that needs no evaluation."""
         assert self._owner is not None
         policy = self.space.suggest(trial)
@@ -233,7 +243,8 @@ class Study:
         if fault is not None:
             self._close(trial.number, "infeasible", fault)
             return None
-        twin = None if "resumes" in trial.user_attrs else self._ledger.twin(prospect.key)
+        goes_on = "resumes" in trial.user_attrs
+        twin = None if goes_on else self._ledger.twin(prospect.key)
         if twin is None:
             candidate = {
                 "policy": policy.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -241,8 +252,9 @@ class Study:
                 "owner": vars(self._owner),
             }
             trial.set_user_attr("candidate", candidate)
-            is_screened = screens and self._screen(trial.number, policy)
-            return None if is_screened else Suggestion(trial.number, policy)
+            if early_stopping and not goes_on and self._screen(trial.number, policy):
+                return None
+            return Suggestion(trial.number, policy, self.race(policy) if early_stopping else Race())
         if twin.state == TrialState.COMPLETE:
             trial.set_user_attr("answered_by", twin.number)
             self._study.tell(trial.number, twin.values)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from search.front import front
 from search.measurement import Measurement
-from search.racing import Race
 from search.sparing import Sparing
 from search.study import Owner, Study, Suggestion
 
@@ -73,8 +72,7 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
     evaluate = Sparing(job.evaluators, "search", job.threads, job.dense["search"])
     told, reported = 0, time.monotonic()
     while (suggestion := _next(study, job)) is not None:
-        race = study.race(suggestion.policy) if job.early_stopping else Race()
-        _settle(study, suggestion, evaluate, race)
+        _settle(study, suggestion, evaluate)
         told += 1
         if time.monotonic() - reported >= REPORT_SECONDS:
             report({"told": told})
@@ -103,11 +101,11 @@ def _measure_holdout(job: Job, study: Study, worker: int) -> None:
                 study.set_holdout(member.trial, evaluate(member.policy))
 
 
-def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator, race: Race) -> None:
+def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator) -> None:
     """Evaluate a candidate and tell the study; whatever goes wrong with it ends only it."""
     try:
-        measurement = evaluate(suggestion.policy, race)
+        measurement = evaluate(suggestion.policy, suggestion.race)
     except Exception as fault:  # noqa: BLE001 - recorded with its reason; the search goes on
         study.fail(suggestion.trial, f"{type(fault).__name__}: {fault}")
     else:
-        study.tell(suggestion.trial, measurement, race)
+        study.tell(suggestion.trial, measurement, suggestion.race)

@@ -65,7 +65,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     deadline = time.monotonic() + DEADLINE
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(0.2)  # each look reads the whole study
 
 
 def descendants(process: subprocess.Popen[bytes]) -> dict[int, str]:

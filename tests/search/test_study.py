@@ -475,6 +475,28 @@ def test_candidate_goes_on_again_after_its_worker_died(make_run: MakeRun) -> Non
     assert study.counts() == Counts(evaluated=1, paused=paused, running=1, lost=1)
 
 
+def test_candidate_that_went_on_keeps_its_images_when_its_worker_dies(make_run: MakeRun) -> None:
+    run = make_run(sampler="random")
+    driver = begin(run)
+    study = worker(run)
+    for _ in range(LEARNT):
+        finish(study, lost=False)
+    suggestion = study.ask(LEARNT + SCREENED, True)
+    assert suggestion is not None
+    suggestion.race.correct, suggestion.race.is_paused = np.full(4, True), True
+    assert study.tell(suggestion.trial, evaluate(suggestion.policy), suggestion.race)
+    lost = study.ask(LEARNT + SCREENED, True)
+    while lost is not None and not len(lost.race.known):
+        lost.race.correct = np.full(8, True)
+        assert study.tell(lost.trial, evaluate(lost.policy), lost.race)
+        lost = study.ask(LEARNT + SCREENED, True)
+    assert lost is not None and lost.policy == suggestion.policy
+    assert driver.close_lost(lambda owner: True) == 1
+    again = study.ask(LEARNT + SCREENED, True)
+    assert again is not None and again.policy == suggestion.policy
+    assert again.race.known.tolist() == [True] * 4
+
+
 def test_rival_keeps_to_the_accuracy_limit(make_run: MakeRun) -> None:
     run = make_run(limits={"top1": {"min": 99.9}})
     begin(run)
@@ -536,16 +558,15 @@ def test_candidates_wait_for_their_first_image_once_enough_is_known(make_run: Ma
     suggestion = study.ask(30, True)
     assert suggestion is not None
     assert study.counts() == Counts(evaluated=LEARNT, paused=SCREENED - 1, running=1)
-    race = study.race(suggestion.policy)
+    race = suggestion.race
     assert race.pauses and not len(race.known)
     trials = study.trials()
     resumed = trials[trials[suggestion.trial].user_attrs["resumes"]]
     rival = race.rival
     assert rival is not None and resumed.values[0] <= rival.search.top1
     while suggestion is not None:
-        race = study.race(suggestion.policy)
-        race.correct = np.full(8, True)
-        assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
+        suggestion.race.correct = np.full(8, True)
+        assert study.tell(suggestion.trial, evaluate(suggestion.policy), suggestion.race)
         suggestion = study.ask(30, True)
     assert study.counts().finished == 30 and not study.counts().paused
 
