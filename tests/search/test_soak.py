@@ -25,6 +25,7 @@ from ssmprune.errors import RunError
 
 RUNS = int(os.environ.get("SSMPRUNE_SOAK", "6"))
 TRIALS = 400
+DATABASE_TRIALS = 150  # one takes many times as long as in a journal
 DEADLINE = 500.0
 SPACE = """
 schema: ssmprune.space/1
@@ -43,9 +44,9 @@ SEARCH = (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def start(space: Path, run_dir: Path, storage: str) -> subprocess.Popen[bytes]:
+def start(space: Path, run_dir: Path, trials: int, storage: str) -> subprocess.Popen[bytes]:
     resume = ["resume"] if (run_dir / "run.json").exists() else []
-    call = [sys.executable, "-c", SEARCH, str(space), str(run_dir), str(TRIALS), storage, *resume]
+    call = [sys.executable, "-c", SEARCH, str(space), str(run_dir), str(trials), storage, *resume]
     return subprocess.Popen(call)
 
 
@@ -131,15 +132,15 @@ def test_killed_search_is_whole_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moment = random.Random(seed)
-    storage, kill = "journal", KILLS[killed]
+    storage, trials, kill = "journal", TRIALS, KILLS[killed]
     if kill is None:
         server: Any = request.getfixturevalue("postgres")
         monkeypatch.setenv("PGPASSWORD", server.password)
-        storage, kill = server.url, lambda *_: server.restart()
+        storage, trials, kill = server.url, DATABASE_TRIALS, lambda *_: server.restart()
     space, run_dir = tmp_path / "space.yaml", tmp_path / "run"
     space.write_text(SPACE)
-    process = start(space, run_dir, storage)
-    reached = moment.randrange(1, TRIALS // 2)
+    process = start(space, run_dir, trials, storage)
+    reached = moment.randrange(1, trials // 2)
     try:
         wait_for(lambda: evaluated(run_dir) >= reached, process)
         kill(process, moment)
@@ -147,7 +148,7 @@ def test_killed_search_is_whole_in_the_end(
         process.wait(DEADLINE)
     finally:
         end(process)
-    resumed = start(space, run_dir, storage)
+    resumed = start(space, run_dir, trials, storage)
     try:
         assert resumed.wait(DEADLINE) == 0
     finally:
@@ -156,8 +157,8 @@ def test_killed_search_is_whole_in_the_end(
     counts = Study(RunDirectory.open(run_dir)).counts()
     assert len(before) >= reached
     assert before.items() <= {c.trial: c.search for c in found}.items()
-    assert len(found) == counts.evaluated == TRIALS
-    assert len({pruning_key(c.policy) for c in found}) == TRIALS
+    assert len(found) == counts.evaluated == trials
+    assert len({pruning_key(c.policy) for c in found}) == trials
     assert counts.running == counts.waiting == counts.failed == 0
     exact = SyntheticEvaluator("vim_nano", "search")
     assert all(c.search == exact(c.policy) for c in found)
