@@ -85,9 +85,7 @@ class EhviSampler(_KnownSpace, RandomSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        members = [
-            trial.params for trial in _best(study) if trial.params.keys() == search_space.keys()
-        ]
+        members = [t.params for t in _best(study) if t.params.keys() == search_space.keys()]
         proposals = [
             {name: self._draw(distribution) for name, distribution in search_space.items()}
             for _ in range(_RANDOM)

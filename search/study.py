@@ -252,9 +252,11 @@ class Study:
                 "owner": vars(self._owner),
             }
             trial.set_user_attr("candidate", candidate)
-            if early_stopping and not goes_on and self._screen(trial.number, policy):
+            if early_stopping and not goes_on and self._screen(trial.number, prospect):
                 return None
-            return Suggestion(trial.number, policy, self.race(policy) if early_stopping else Race())
+            return Suggestion(
+                trial.number, policy, self._race(prospect) if early_stopping else Race()
+            )
         if twin.state == TrialState.COMPLETE:
             trial.set_user_attr("answered_by", twin.number)
             self._study.tell(trial.number, twin.values)
@@ -262,13 +264,12 @@ class Study:
             self._close(trial.number, "duplicate", f"equal to trial {twin.number}")
         return None
 
-    def _screen(self, trial: int, policy: Policy) -> bool:
+    def _screen(self, trial: int, prospect: Prospect) -> bool:
         """Let a candidate wait for its first image; False where it has no rival yet."""
-        rival = self._rival(policy) if self._promises else None
+        rival = self._rival(prospect) if self._promises else None
         promise = self._promise() if rival is not None else None
         if promise is None or rival is None:
             return False
-        prospect = self._prospect(policy)
         top1 = min(*promise.top1([prospect]), rival.search.top1)
         told = replace(rival.search, top1=top1, flops=prospect.cost.flops)
         self._set(trial, "paused", pack(np.zeros(0, bool)))
@@ -353,13 +354,16 @@ class Study:
 
     def race(self, policy: Policy) -> Race:
         """The race of a candidate against what has been evaluated so far."""
-        ledger = self._read()
-        twin = ledger.twin(repr(pruning_key(policy)))
-        known = _correct(twin) if twin is not None and twin.number in ledger.paused else None
-        return Race(self._rival(policy), known, pauses=self._promises)
+        self._read()
+        return self._race(self._prospect(policy))
 
-    def _rival(self, policy: Policy) -> Rival | None:
-        return find_rival(self._admitted(), self._prospect(policy).cost, self.space.objectives)
+    def _race(self, prospect: Prospect) -> Race:
+        twin = self._ledger.twin(prospect.key)
+        known = _correct(twin) if twin is not None and twin.number in self._ledger.paused else None
+        return Race(self._rival(prospect), known, pauses=self._promises)
+
+    def _rival(self, prospect: Prospect) -> Rival | None:
+        return find_rival(self._admitted(), prospect.cost, self.space.objectives)
 
     def _admitted(self) -> list[Rival]:
         """The fully evaluated candidates that keep to the space's limits, by their trials."""

@@ -261,7 +261,9 @@ def test_infeasible_names_rule_and_value():
     flops = count_flops(chosen.config, dense).flops
     assert chosen.infeasible(flops) == "flops_ratio must be in [0.6, 0.9], got 1.000"
     pruned = Policy(model="vim_nano", stages=(Stage(layer=2, keep_ratio=0.7),))
-    assert chosen.infeasible(count_flops(chosen.config, pruned).flops) is None
+    flops = count_flops(chosen.config, pruned).flops
+    assert chosen.infeasible(flops) is None
+    assert 0.6 < flops / chosen.dense_flops < 0.9
 
 
 def test_admits_holds_a_measurement_against_the_accuracy_limit():
