@@ -118,24 +118,20 @@ class Stage(FilePart):
         """Patch tokens that stay of `entering`: the exact count, or ceil(ratio * entering)."""
         if self.keep_count is not None:
             return self.keep_count
-        return math.ceil(self._ratio * entering)
+        return _share(self.keep_ratio or 1, entering)
 
     def keep_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that are scanned: ceil(sqrt(ratio) * n) of n."""
         rows, columns = (
-            math.isqrt(math.ceil(self._ratio * n * n) - 1) + 1 for n in (height, width)
+            math.isqrt(_share(self.keep_ratio or 1, n * n) - 1) + 1 for n in (height, width)
         )
         return rows, columns
 
-    @property
-    def _ratio(self) -> Fraction:
-        return _exactly(self.keep_ratio or 1)
 
-
-@lru_cache(maxsize=4096)
-def _exactly(ratio: float) -> Fraction:
-    """The ratio as it is written: 0.7 is 7/10."""
-    return Fraction(repr(float(ratio)))
+@lru_cache(maxsize=65536)
+def _share(ratio: float, count: int) -> int:
+    """ceil(ratio * count) for the ratio as it is written: 0.7 is 7/10."""
+    return math.ceil(Fraction(repr(float(ratio))) * count)
 
 
 class Alignment(FilePart):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
@@ -24,8 +24,7 @@ NORM_FLOPS = 5  # per element, fvcore's figure for a norm with weights
 SCAN_FLOPS = 9  # per token, channel and state
 
 
-@dataclass(frozen=True)
-class FlopRow:
+class FlopRow(NamedTuple):
     """FLOPs of one operator in one part of the model, for one image."""
 
     part: str
