@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+# Before torch is imported: tests run side by side, and threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import Tensor
 

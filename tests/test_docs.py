@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,24 +72,17 @@ def test_code_of_the_page_on_extending_runs_and_is_short(tmp_path):
 NOT_HERE = ("imagenet",)
 
 
-def run_as_written(name: str, folder: Path) -> None:
-    folder.mkdir()
-    (folder / "spaces").symlink_to(ROOT / "spaces")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_commands_run_as_written(name, tmp_path):
+    (tmp_path / "spaces").symlink_to(ROOT / "spaces")
     entry = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
     told = commands(name)
     assert told
     for command in told:
         if not any(part in command for part in NOT_HERE):
-            run([sys.executable, "-c", entry, *shlex.split(command)[1:]], folder)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_commands_of_the_documents_run_as_written(tmp_path):
-    """Both documents at once: most of their commands use one core for most of their time."""
-    with ThreadPoolExecutor() as readers:
-        folders = (tmp_path / "tutorial", tmp_path / "readme")
-        list(readers.map(run_as_written, ("docs/tutorial.md", "README.md"), folders))
+            run([sys.executable, "-c", entry, *shlex.split(command)[1:]], tmp_path)
 
 
 def test_documents_link_to_what_is_there():
