@@ -3,28 +3,41 @@
 All on one machine. The evaluation sleeps, so that it needs no core. The ideal is the number of
 workers over the time of an evaluation; what is missing is the share of a worker's time that it
 spends outside evaluations. Starting processes does not count: the workers begin together.
+
+Beside it what Optuna itself offers many nodes: each worker samples, and reaches the study through
+the gRPC proxy, which serves no journal. So its study is in memory only, and any candidate is
+evaluated as it is proposed, equal and infeasible ones too.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import ray
-from optuna.storages import JournalStorage
+from optuna.storages import (
+    GrpcStorageProxy,
+    InMemoryStorage,
+    JournalStorage,
+    run_grpc_proxy_server,
+)
+from optuna.trial import FixedTrial
 from ray.cluster_utils import Cluster
 
 from search.journal import JournalFile
 from search.launch import search
 from search.measurement import Measurement
 from search.racing import Race
+from search.space import SearchSpace
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune.policy import Policy
 
@@ -36,6 +49,7 @@ CASES = (
     ("auto", 2, 1.0, 120),
     ("nsga2", 64, 2.0, 1920),
 )
+PEER = CASES[-1]
 SPACE = """
 schema: ssmprune.space/1
 model: vim_nano
@@ -55,9 +69,7 @@ class SleepingEvaluators(SyntheticEvaluators):
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
         free = SyntheticEvaluator(self.model, split)
         if dense is not None and split == "search":
-            (self.folder / str(os.getpid())).touch()
-            while len(list(self.folder.iterdir())) < self.workers:
-                time.sleep(0.2)
+            begin_together(self.folder, self.workers)
 
         def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             if policy.stages and split == "search":
@@ -67,16 +79,26 @@ class SleepingEvaluators(SyntheticEvaluators):
         return evaluate
 
 
-def steady_rate(journal: Path, workers: int) -> float:
+def begin_together(folder: Path, workers: int) -> None:
+    """Return when the last worker has called this."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < workers:
+        time.sleep(0.2)
+
+
+def steady_rate(told: Iterable[list[float]]) -> float:
     """Candidates per second, summed over the workers from the first to the last that each told."""
+    return sum((len(times) - 1) / (max(times) - min(times)) for times in told)
+
+
+def told_by_worker(journal: Path) -> dict[str, list[float]]:
     study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFile(journal)))
     told = defaultdict[str, list[float]](list)
     for trial in study.trials:
         if "measurement" in trial.user_attrs:
             process = trial.user_attrs["candidate"]["owner"]["process"]
             told[process].append(trial.datetime_complete.timestamp())
-    assert len(told) == workers
-    return sum((len(times) - 1) / (max(times) - min(times)) for times in told.values())
+    return told
 
 
 def case(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, Any]:
@@ -94,9 +116,17 @@ def case(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, A
             evaluators=SleepingEvaluators("vim_nano", seconds, workers, folder / "there"),
             progress=False,
         )
-        rate = steady_rate(folder / "run" / "study.journal", workers)
+        told = told_by_worker(folder / "run" / "study.journal")
+    assert len(told) == workers
+    return row("the search", sampler, workers, seconds, trials, steady_rate(told.values()))
+
+
+def row(
+    study: str, sampler: str, workers: int, seconds: float, trials: int, rate: float
+) -> dict[str, Any]:
     share = rate * seconds / workers
     return {
+        "who owns the study": study,
         "workers": workers,
         "sampler": sampler,
         "evaluation": f"{seconds:g} s",
@@ -107,6 +137,45 @@ def case(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, A
     }
 
 
+def peer(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, Any]:
+    """Optuna with its gRPC proxy, as its documentation puts them together."""
+    space = SearchSpace.from_yaml(SPACE)
+    evaluate = SyntheticEvaluator(space.model, "search")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def work(folder: Path) -> list[float]:
+        study = optuna.load_study(
+            study_name="peer",
+            storage=GrpcStorageProxy(host="127.0.0.1", port=port),
+            sampler=optuna.samplers.NSGAIISampler(),
+        )
+        begin_together(folder, workers)
+        told = []
+        for _ in range(trials // workers):
+            trial = study.ask(space.distributions())
+            figures = evaluate(space.suggest(FixedTrial(trial.params)))
+            time.sleep(seconds)
+            study.tell(trial, [figures.value(objective) for objective in space.objectives])
+            told.append(time.time())
+        return told
+
+    @ray.remote(num_cpus=0)
+    def serve() -> None:
+        run_grpc_proxy_server(InMemoryStorage(), host="127.0.0.1", port=port)
+
+    serving = serve.remote()
+    storage = GrpcStorageProxy(host="127.0.0.1", port=port)
+    storage.wait_server_ready(timeout=60)
+    directions = ["maximize" if o == "top1" else "minimize" for o in space.objectives]
+    optuna.create_study(storage=storage, study_name="peer", directions=directions)
+    with tempfile.TemporaryDirectory() as folder:
+        task = ray.remote(num_cpus=1)(work)
+        told = ray.get([task.remote(Path(folder)) for _ in range(workers)])
+    ray.cancel(serving, force=True)
+    return row("Optuna's gRPC proxy", sampler, workers, seconds, trials, steady_rate(told))
+
+
 def run() -> list[dict[str, Any]]:
     most = max(workers for _, workers, _, _ in CASES)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -115,7 +184,7 @@ def run() -> list[dict[str, Any]]:
         for _ in range(NODES):
             cluster.add_node(num_cpus=most // NODES, object_store_memory=80 * 2**20)
         cluster.connect()
-        return [case(*settings) for settings in CASES]
+        return [*(case(*settings) for settings in CASES), peer(*PEER)]
     finally:
         ray.shutdown()
         cluster.shutdown()
