@@ -140,6 +140,7 @@ def row(
 def peer(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, Any]:
     """Optuna with its gRPC proxy, as its documentation puts them together."""
     space = SearchSpace.from_yaml(SPACE)
+    distributions = space.distributions()
     evaluate = SyntheticEvaluator(space.model, "search")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -153,7 +154,7 @@ def peer(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, A
         begin_together(folder, workers)
         told = []
         for _ in range(trials // workers):
-            trial = study.ask(space.distributions())
+            trial = study.ask(distributions)
             figures = evaluate(space.suggest(FixedTrial(trial.params)))
             time.sleep(seconds)
             study.tell(trial, [figures.value(objective) for objective in space.objectives])
