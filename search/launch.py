@@ -40,10 +40,19 @@ from search.samplers import SAMPLERS
 from search.service import StudyService
 from search.space import SearchSpace
 from search.standing import Observer
-from search.storage import JOURNAL, Database, Place, Store, move, without_password
+from search.storage import (
+    JOURNAL,
+    Database,
+    Place,
+    Store,
+    absolute_url,
+    move,
+    without_password,
+)
 from search.study import Study
 from search.warmstart import warm_start as find_warm_start
 from search.worker import Job
+from ssmprune.data import absolute_name
 from ssmprune.devices import find_device
 from ssmprune.errors import RunError, UsageError, unknown_name
 from ssmprune.models.checkpoints import shipped_checkpoint
@@ -141,6 +150,8 @@ def search(
     _check_call(trials, workers, sampler, gpus_per_worker)
     if resume and warm_start:
         raise UsageError("--warm-start must be given when a run begins, not with --resume.")
+    if storage is not None and storage != JOURNAL:
+        storage = absolute_url(storage)
     database = None if storage == JOURNAL else storage
     run = RunDirectory.open(run_dir, database) if resume else RunDirectory(run_dir, database)
     if not resume:
@@ -150,6 +161,7 @@ def search(
     if evaluators is None:
         if address is None:  # on a cluster, Ray's resources tell later
             find_device(device)
+        data = absolute_name(data)
         evaluators = ModelEvaluators(
             model=frozen.model,
             checkpoint=find_checkpoint(checkpoint, frozen.model),
@@ -160,7 +172,7 @@ def search(
             amp=amp,
         )
     call = {
-        "space": str(space),
+        "space": str(Path(space).absolute()),
         "trials": trials,
         "workers": workers,
         "seed": seed,
@@ -171,7 +183,7 @@ def search(
         "batch_size": batch_size,
         "amp": amp,
         "early_stopping": early_stopping,
-        "warm_start": [str(origin) for origin in warm_start] or None,
+        "warm_start": [_anywhere(origin) for origin in warm_start] or None,
     }
     identity = evaluators.identity()
     if database is not None:
@@ -500,6 +512,12 @@ def find_checkpoint(path: str | Path | None, model: str) -> Path:
             f"a search needs trained weights, but none ship with {model}; give --checkpoint."
         )
     return checkpoint.absolute()
+
+
+def _anywhere(origin: str | Path) -> str:
+    """A warm start's origin for `run.json`: an absolute path, or a shipped policy's name."""
+    path = Path(origin)
+    return str(path.absolute() if path.exists() else origin)
 
 
 def _versions() -> dict[str, str]:

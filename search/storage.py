@@ -118,6 +118,30 @@ def _connect(url: str) -> RDBStorage:
         ) from None
 
 
+def absolute_url(url: str) -> str:
+    """The URL with the path of an SQLite file made absolute; others as they are.
+
+    Raises:
+        UsageError: The database would be gone with this process.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return url  # told when it is opened
+    if parts.get_backend_name() != "sqlite":
+        return url
+    if parts.database in (None, "", ":memory:"):
+        raise UsageError(
+            f"--storage must outlive the search, but {url} is in memory; name a file, such as "
+            "sqlite:///study.db, or leave it out."
+        )
+    path = str(Path(str(parts.database)).absolute())
+    return parts.set(database=path).render_as_string(hide_password=False)
+
+
 def without_password(url: str) -> str:
     """The URL as it may be shown and recorded."""
     from sqlalchemy.engine import make_url

@@ -13,6 +13,7 @@ __all__ = [
     "ImageSet",
     "Loader",
     "TrainingStream",
+    "absolute_name",
     "check_images",
     "open_images",
     "open_stream",
@@ -116,6 +117,15 @@ def open_stream(
         augment=augment,
         erase=erase,
     )
+
+
+def absolute_name(name: str) -> str:
+    """The data set's name for a process that stands in another directory.
+
+    Raises:
+        UsageError, DataError: There is no such data set.
+    """
+    return name if name == "digits" else str(_folder(name).absolute())
 
 
 def check_images(name: str) -> None:

@@ -10,8 +10,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,7 +44,6 @@ def run_on_ray(job: Job, steps: int, workers: int, gpus: float, address: str | N
         UsageError: There is no cluster at the address, or it lacks what the workers need.
         SsmpruneError: As `run` raises it, or the workers cannot run.
     """
-    job = _anywhere(job)
     with _running_ray(address, workers), redirect_stdout(sys.stderr):
         threads = _share_out(workers, gpus)
         files = job.out / ".ray"
@@ -72,16 +69,6 @@ def run_on_ray(job: Job, steps: int, workers: int, gpus: float, address: str | N
             raise _cause(fault) from None
         finally:
             shutil.rmtree(files, ignore_errors=True)
-
-
-def _anywhere(job: Job) -> Job:
-    """The same job for processes that begin in another directory."""
-    return replace(
-        job,
-        out=job.out.absolute(),
-        init=job.init and job.init.absolute(),
-        data=str(Path(job.data).absolute()) if Path(job.data).is_dir() else job.data,
-    )
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssmprune.data import check_images
+from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.models.checkpoints import checkpoint_sha256
@@ -86,7 +86,10 @@ def train(
     resolved: Policy | None = None
     with faults.gathered():
         resolved = load_for(policy, model) if isinstance(policy, str | Path) else policy
-    job = Job(model, data, Path(out), settings, resolved, Path(init) if init else None, progress)
+    with faults.gathered():
+        data = absolute_name(data)
+    weights = Path(init).absolute() if init else None
+    job = Job(model, data, Path(out).absolute(), settings, resolved, weights, progress)
     with faults.gathered():
         _check_shares(settings, workers)
     with faults.gathered():
@@ -109,7 +112,7 @@ def train(
             record = {
                 "config": _identity(job, opened),
                 "data": data,
-                "init": init and str(init),
+                "init": weights and str(weights),
                 "command": command,
                 "device": str(device),
                 "workers": workers,

@@ -275,6 +275,24 @@ def test_resume_refuses_another_search_and_names_what_changed(
     }
 
 
+def test_relative_paths_hold_from_any_directory(
+    ray_here: None, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Policy(model="vim_nano", stages=({"layer": 2, "keep_ratio": 0.8},)).save(tmp_path / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    changes = {"storage": "sqlite:///study.db", "warm_start": ["mine.yaml", "uniform_vim_nano"]}
+    go(Path("space.yaml"), Path("run"), 4, **changes)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(candidates("../run")) == 4
+    call = RunDirectory.open("../run").info["call"]
+    assert call["space"] == str(tmp_path / "space.yaml")
+    assert call["warm_start"] == [str(tmp_path / "mine.yaml"), "uniform_vim_nano"]
+    go(Path("../space.yaml"), Path("../run"), 6, resume=True, storage="sqlite:///../study.db")
+    assert len(candidates("../run")) == 6
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_existing_directory_is_not_overwritten(space: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("all of it")
@@ -320,6 +338,7 @@ def test_resume_needs_a_run(space: Path, tmp_path: Path) -> None:
         ({"gpus_per_worker": -1.0}, "--gpus-per-worker must not be negative"),
         ({"gpus_per_worker": 1.5}, "--gpus-per-worker must be a part of one GPU or a whole number"),
         ({"storage": "mysql"}, "--storage must be journal, or a database's URL"),
+        ({"storage": "sqlite://"}, "--storage must outlive the search, but sqlite:// is in memory"),
         ({"storage": "sqlite:////no/such/folder/x.db"}, "a study's database must answer"),
         ({"evaluators": None, "device": "tpu"}, "got 'tpu'"),
         ({"evaluators": None, "data": "digitz"}, "digits"),

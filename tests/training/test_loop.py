@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,17 @@ def test_a_folder_of_images_is_trained_on_with_augmentation(tmp_path, photos):
     result = train("vim_photo", str(photos), tmp_path / "out", settings)
     assert [row["step"] for row in read_log(tmp_path / "out")] == ["2", "4", "6"]
     assert result.accuracy.images == 3
+
+
+def test_record_of_a_run_with_relative_paths_holds_from_any_directory(
+    tmp_path, photos, monkeypatch
+):
+    weights = create_model("vim_photo").state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    train("vim_photo", "photos", "out", STILL, init="weights.safetensors")
+    record = json.loads(Path("out/train.json").read_text())
+    assert (record["data"], record["init"]) == (str(photos), str(tmp_path / "weights.safetensors"))
 
 
 def test_an_augmentation_that_timm_does_not_know_is_refused(tmp_path, photos):
