@@ -29,7 +29,8 @@ from ssmprune.measure.accuracy import correct, wilson_interval
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency, device_name, precision_name
 from ssmprune.measure.memory import peak_memory
-from ssmprune.models.checkpoints import checkpoint_sha256, load_checkpoint
+from ssmprune.models.checkpoint_file import checkpoint_sha256
+from ssmprune.models.checkpoints import load_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy

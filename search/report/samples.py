@@ -20,7 +20,8 @@ from search.outcome import Outcome
 from ssmprune.data import open_images
 from ssmprune.data.single import to_pixels
 from ssmprune.errors import RunError, SsmpruneError
-from ssmprune.models.checkpoints import checkpoint_sha256, shipped_checkpoint
+from ssmprune.models.checkpoint_file import checkpoint_sha256
+from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy

@@ -16,25 +16,31 @@ from ssmprune.tokens import TokenStream, prefix_mask, take
 
 
 class Backbone(nn.Module, ABC):
-    """A classifier of one family.
+    """A classifier of one family; with no classes, what its features are.
 
     Attributes:
         config: The model's configuration.
         backend: The scan's backend.
         plan: What to prune after which block; None for dense.
+        checkpoint_key: Where in their file the weights lay, such as `model_ema`; None at its top.
+        has_new_head: Whether the classifier was left random, as the checkpoint had no such one.
         watch: Is told the layer of each stage and the positions, (B, M), that it keeps.
         resumes: Whether the family has `embed`, `run_dense` and `forward_from`, so that its first
             blocks can be run once for many plans.
+        head_name: Name of the module whose weights grow with the number of classes.
     """
 
     config: ModelConfig
     resumes: ClassVar[bool] = False
+    head_name: ClassVar[str] = "head"
 
     def __init__(self, config: ModelConfig, backend: Backend = "auto"):
         super().__init__()
         self.config = config
         self.backend: Backend = backend
         self.plan: PruningPlan | None = None
+        self.checkpoint_key: str | None = None
+        self.has_new_head = False
         self.watch: Callable[[int, Tensor], None] | None = None
 
     @abstractmethod
@@ -76,7 +82,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:
-        """Logits of shape (B, num_classes)."""
+        """Logits of shape (B, num_classes); for no classes the pooled features, (B, D)."""
 
     def embed(self, images: Tensor) -> Tensor:
         """What enters the first block, of shape (B, L, D)."""

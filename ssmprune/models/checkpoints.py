@@ -1,60 +1,27 @@
-"""Weights in and out of files: released checkpoints and our own, always as data, never as code."""
+"""Weights from files into models: released checkpoints and our own."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import pickle
-import re
-import struct
-import warnings
-from collections import OrderedDict
+import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ssmprune.errors import CheckpointError
 from ssmprune.models.backbone import Backbone
+from ssmprune.models.checkpoint_file import StoredWeights, read_weights
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config, model_names
 
+_log = logging.getLogger(__name__)
+
 _SHIPPED = Path(__file__).parent / "weights"
 _MOST_NAMED = 10
-
-_numpy_scalar = np.float64().__reduce__()[0]
-# Plain data that released files hold beside their tensors: Vim's options, VMamba's (a dict), and
-# figures as numpy scalars, by the name that numpy had for them at the time.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (OrderedDict, "yacs.config.CfgNode"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]),
-]
-
-# What safetensors and torch's unpickler raise on a damaged file.
-_DAMAGE = (
-    safetensors.SafetensorError,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AssertionError,
-    AttributeError,
-    SystemError,
-)
 
 
 def shipped_checkpoint(model_name: str) -> Path | None:
@@ -63,38 +30,49 @@ def shipped_checkpoint(model_name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def checkpoint_sha256(path: str | Path) -> str:
-    """SHA-256 of a checkpoint file, in hexadecimal digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def load_checkpoint(model: Backbone, path: str | Path) -> None:
-    """Load the weights in `path` into `model`; every key and shape has to fit.
-
-    The model's own `adapt_weights` gives keys their present names and may resize a tensor for
-    another image size. Weights that another model of the zoo takes without resizing are refused.
+def load_checkpoint(model: Backbone, path: str | Path, key: str | None = None) -> None:
+    """Load the weights in `path` into `model`, as `load_weights` does.
 
     Args:
         model: A model of the zoo.
-        path: A file as `read_weights` takes it.
+        path: A checkpoint file.
+        key: Which weights of the file, as for `read_weights`.
 
     Raises:
-        CheckpointError: The file is missing, is no checkpoint, is damaged, belongs to another
-            model, or holds NaN or infinity.
+        CheckpointError: The file cannot be read, or does not fit.
+        UsageError: `key` is none of the file's, or has to be given.
     """
-    found = read_weights(Path(path))
-    weights = model.adapt_weights(found)
-    faults = _mismatches(model.state_dict(), weights)
-    if faults or _resized(found, weights):
-        owner = _owner(model.config, found)
-        if faults or owner not in (None, model.config.name):
-            remedy = (
-                f"its weights are those of {owner}, use that model."
-                if owner
-                else "no model of the zoo has these weights, look at where the file comes from."
-            )
-            told = f"a checkpoint must fit its model, got {path} for {model.config.name}; {remedy}"
-            raise CheckpointError("\n".join([told, *faults]))
+    load_weights(model, read_weights(path, key))
+
+
+def load_weights(model: Backbone, stored: StoredWeights, *, new_head: bool = False) -> None:
+    """Load weights into `model`; every key and shape has to fit.
+
+    Names lose the prefix that a wrapper has put before them, and the model's own `adapt_weights`
+    gives them their present form and may resize a tensor for another image size. Weights that
+    another model of the zoo takes without resizing are refused. A model without classes takes no
+    classifier.
+
+    Args:
+        model: A model of the zoo.
+        stored: The weights.
+        new_head: Leave the model's own random classifier where theirs has other classes or none.
+
+    Raises:
+        CheckpointError: The weights belong to another model, have another classifier, or hold NaN
+            or infinity.
+    """
+    expected, weights = model.state_dict(), _fitted(model, stored.tensors)
+    resized = _is_resized(stored.tensors, weights)
+    classes, found_classes = model.config.num_classes, _count_classes(model, weights)
+    differs = bool(_mismatches(_head(model, expected), _head(model, weights)))
+    begins_anew = differs and new_head and classes != 0
+    if begins_anew or not classes:
+        weights = _head(model, expected) | _backbone(model, weights)
+    faults = _mismatches(expected, weights)
+    if faults or resized:
+        _refuse_others(model, stored, weights, faults)
+    weights = {key: value.to(expected[key].dtype) for key, value in weights.items()}
     diverged = [
         key
         for key, value in weights.items()
@@ -102,97 +80,158 @@ def load_checkpoint(model: Backbone, path: str | Path) -> None:
     ]
     if diverged:
         raise CheckpointError(
-            f"weights must be finite, got NaN or infinity in {_listed(diverged)} of {path}; "
+            f"weights must be finite, got NaN or infinity in {_listed(diverged)} of {stored.path}; "
             "take a checkpoint from before the training diverged."
         )
     model.load_state_dict(weights)
+    model.checkpoint_key, model.has_new_head = stored.key, begins_anew
+    if begins_anew:
+        _log.info(
+            "classifier: a new, random one for %d classes; %s has %s",
+            classes,
+            stored.path,
+            f"one for {found_classes}" if found_classes else "none",
+        )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a checkpoint file.
+def count_classes(config: ModelConfig, stored: StoredWeights) -> int | None:
+    """Classes of the classifier in weights for the model; None where it is not in them."""
+    skeleton = _skeleton(config)
+    return _count_classes(skeleton, _fitted(skeleton, stored.tensors))
 
-    Takes `.safetensors`, and what `torch.save` wrote: the weights bare, under `model` (Vim,
-    VMamba) or under `state_dict` (PlainMamba, of mmcv). Names lose the prefixes `module.` and
-    `backbone.`; mmcv's second copies, `ema_*`, are left out. Beside them stands plain data only.
+
+def _count_classes(model: Backbone, weights: Mapping[str, Tensor]) -> int | None:
+    """Rows of a classifier that is whole and as wide as the model's own would be."""
+    name, width = model.head_name, model.config.embed_dim
+    shapes = {key: tuple(value.shape) for key, value in _head(model, weights).items()}
+    rows = shapes.get(f"{name}.bias", (0,))[0]
+    return rows if shapes == {f"{name}.weight": (rows, width), f"{name}.bias": (rows,)} else None
+
+
+def _head(model: Backbone, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the classifier."""
+    return {k: value for k, value in weights.items() if k.startswith(f"{model.head_name}.")}
+
+
+def _backbone(model: Backbone, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of all but the classifier."""
+    return {k: value for k, value in weights.items() if not k.startswith(f"{model.head_name}.")}
+
+
+def _refuse_others(
+    model: Backbone, stored: StoredWeights, weights: dict[str, Tensor], faults: list[str]
+) -> None:
+    """Refuse weights that do not fit, and those that another model takes as they are.
+
+    Args:
+        weights: In the model's form.
+        faults: Why they do not fit; none where they have been resized.
 
     Raises:
-        CheckpointError: The file is missing, is no checkpoint or is damaged.
+        CheckpointError: They are such.
     """
-    if not path.is_file():
-        raise CheckpointError(f"a checkpoint must be a file, got {path}; check the path.")
-    try:
-        content = (
-            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load(path)
+    name, path, classes = model.config.name, stored.path, model.config.num_classes
+    own = _backbone(model, model.state_dict())
+    if faults and not _mismatches(own, _backbone(model, weights)):
+        found = _count_classes(model, weights)
+        if found not in (None, classes):
+            raise CheckpointError(
+                f"a checkpoint must have its model's classes, got {path} with a {found}-class head "
+                f"for {name} with {classes} classes; only the classifier differs: leave "
+                f"num_classes out to take all of it, or train a new one with new_head=True "
+                f"(`ssmprune train --init {path} --num-classes {classes}`)."
+            )
+        if not _head(model, weights):
+            raise CheckpointError(
+                f"a checkpoint must hold a classifier, got {path} for {name} without one; only "
+                "that is missing: give num_classes=0 for features, or train a new one "
+                f"(`ssmprune train --init {path}`)."
+            )
+    owner = _owner(model.config, stored.tensors)
+    if faults or owner not in (None, name):
+        remedy = (
+            f"its weights are those of {owner}, use that model."
+            if owner not in (None, name)
+            else "no model of the zoo has these weights, look at where the file comes from."
         )
-    except pickle.UnpicklingError as fault:
-        wanted = re.search(r"GLOBAL (\S+)", str(fault))
-        reason = f"it wants to run {wanted[1]}" if wanted else "it is no file of torch.save"
-        raise CheckpointError(
-            f"a checkpoint must hold tensors only, got {path}: {reason}; save its weights again "
-            "with torch.save(model.state_dict(), path) or as safetensors."
-        ) from None
-    except _DAMAGE as fault:
-        first_line = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        raise CheckpointError(
-            f"a checkpoint must be a whole .safetensors or .pth file, got {path}: {first_line}; "
-            "copy or download it again."
-        ) from None
-    for wrapping in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
-            content = content[wrapping]
-    named = {
-        str(key).removeprefix("module.").removeprefix("backbone."): value
-        for key, value in (content.items() if isinstance(content, Mapping) else ())
-        if isinstance(value, Tensor)
-    }
-    weights = {key: value for key, value in named.items() if not key.startswith("ema_")}
-    if not weights:
-        raise CheckpointError(
-            f"a checkpoint must hold named tensors, got {path} without any; "
-            "they are looked for at the top, under 'model' and under 'state_dict'."
-        )
-    return weights
+        told = f"a checkpoint must fit its model, got {path} for {name}; {remedy}"
+        raise CheckpointError("\n".join([told, *faults]))
 
 
-def _load(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU; anything but tensors and plain data is an error."""
-    with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an odd pickle is an error later
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _fitted(model: Backbone, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the model's form, without the prefix that a wrapper has put before names.
+
+    torch.compile, DDP, Lightning and mmcv put one before all names, or before the backbone's and
+    not the classifier's. Of the dotted prefixes that at least half the names begin with, it is the
+    shortest one after which most names are the model's; each name loses as much of it as it has.
+    """
+    expected = model.state_dict().keys()
+    begun = Counter(
+        f"{prefix}."
+        for name in found
+        for prefix in accumulate(name.split(".")[:-1], "{}.{}".format)
+    )
+    frequent = [prefix for prefix, count in begun.items() if 2 * count >= len(found)]
+    forms = [model.adapt_weights(found)]
+    for prefix in sorted(frequent, key=len):
+        shortened = {_shortened(name, prefix): value for name, value in found.items()}
+        if len(shortened) == len(found):
+            forms.append(model.adapt_weights(shortened))
+    return max(forms, key=lambda form: len(form.keys() & expected))
+
+
+def _shortened(name: str, prefix: str) -> str:
+    """A name without the parts of a dotted prefix, as far as it begins with them."""
+    for part in prefix.split(".")[:-1]:
+        if not name.startswith(f"{part}."):
+            break
+        name = name.removeprefix(f"{part}.")
+    return name
+
+
+def _skeleton(config: ModelConfig) -> Backbone:
+    """The model without values."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def _owner(config: ModelConfig, found: dict[str, Tensor]) -> str | None:
-    """The model of the zoo that these weights fit as they are; the same family comes first.
+    """The model of the zoo that these weights fit as they are, whatever their classes.
 
-    The classifier may be of the candidate's own size or of the one asked for in `config`.
+    The family of `config` comes first.
     """
-    candidates = [
-        replace(candidate, num_classes=num_classes)
-        for candidate in map(find_config, model_names())
-        for num_classes in sorted({candidate.num_classes, config.num_classes})
-    ]
-    for candidate in sorted(candidates, key=lambda candidate: candidate.family != config.family):
-        with torch.device("meta"):
-            model = build_model(candidate)
-        weights = model.adapt_weights(found)
-        if not _mismatches(model.state_dict(), weights) and not _resized(found, weights):
+    candidates = sorted(
+        map(find_config, model_names()), key=lambda candidate: candidate.family != config.family
+    )
+    for candidate in candidates:
+        model = _skeleton(candidate)
+        weights = _fitted(model, found)
+        has_whole_head = _count_classes(model, weights) is not None or not _head(model, weights)
+        faults = _mismatches(_backbone(model, model.state_dict()), _backbone(model, weights))
+        if has_whole_head and not faults and not _is_resized(found, weights):
             return candidate.name
     return None
 
 
-def _resized(found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    return any(key in found and found[key].numel() != weights[key].numel() for key in weights)
+def _is_resized(found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    return sum(x.numel() for x in found.values()) != sum(x.numel() for x in weights.values())
 
 
 def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Keys that are missing, unexpected or of another shape, a line for each kind."""
+    """Keys that are missing, unexpected, of another shape, or no real numbers, a line for each."""
+    both = [(key, found[key], expected[key]) for key in expected if key in found]
     kinds = {
         "missing": [key for key in expected if key not in found],
         "unexpected": [key for key in found if key not in expected],
         "of another shape": [
-            f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected
-            if key in found and found[key].shape != expected[key].shape
+            f"{key} {tuple(value.shape)} instead of {tuple(own.shape)}"
+            for key, value, own in both
+            if value.shape != own.shape
+        ],
+        "of another type": [
+            f"{key} {value.dtype} instead of {own.dtype}"
+            for key, value, own in both
+            if own.is_floating_point() and not value.is_floating_point()
         ],
     }
     return [f"  {kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]

@@ -21,6 +21,7 @@ class ModelConfig(ABC):
         prunable: Whether tokens can leave between the blocks.
         convolves_grid: Whether the blocks convolve the H x W grid, not the sequence.
         image_size: Height and width of the input in pixels.
+        num_classes: Logits of the classifier; 0 for pooled features without one.
     """
 
     family: ClassVar[str]
@@ -223,6 +224,20 @@ class VMambaConfig(ModelConfig):
             for grid, depth in zip(self.stage_grids, self.depths, strict=True)
             for _ in range(depth)
         )
+
+
+def with_classes(config: Config, num_classes: int) -> Config:
+    """The same model with a classifier of another size; with 0 classes it has none.
+
+    Raises:
+        UsageError: `num_classes` is negative.
+    """
+    if num_classes < 0:
+        raise UsageError(
+            f"num_classes must be at least 0, got {num_classes} for {config.name}; 0 leaves the "
+            "classifier away."
+        )
+    return replace(config, num_classes=num_classes)
 
 
 def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config:

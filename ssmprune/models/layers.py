@@ -45,6 +45,11 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def classifier(width: int, num_classes: int) -> nn.Module:
+    """The last layer, from features (B, D) to logits; it leaves features alone for no classes."""
+    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+
 def resize_grid(values: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Resize values on a grid, of shape (B, H W, D) in raster order, bicubically."""
     batch, _, width = values.shape

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ssmprune.errors import UsageError
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import PlainMambaConfig
-from ssmprune.models.layers import Linear, fit_pos_embed, resize_grid
+from ssmprune.models.layers import Linear, classifier, fit_pos_embed, resize_grid
 from ssmprune.policy import Alignment
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, selective_scan
@@ -288,7 +288,7 @@ class Head(nn.Module):
 
     def __init__(self, config: PlainMambaConfig):
         super().__init__()
-        self.fc = nn.Linear(config.embed_dim, config.num_classes)
+        self.fc = classifier(config.embed_dim, config.num_classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.fc(hidden.mean(1))
@@ -299,6 +299,7 @@ class PlainMamba(Backbone):
     """A PlainMamba classifier; a dense one takes images of any size."""
 
     config: PlainMambaConfig
+    head_name = "head.fc"
 
     def __init__(self, config: PlainMambaConfig, backend: Backend = "auto"):
         super().__init__(config, backend)
@@ -317,7 +318,8 @@ class PlainMamba(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.head.fc.weight, std=0.01)
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.normal_(self.head.fc.weight, std=0.01)
 
     def embed_grid(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens of shape (B, L, D) in raster order with their position embedding; their grid."""

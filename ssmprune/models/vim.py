@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VimConfig
-from ssmprune.models.layers import Linear, fit_pos_embed, linear
+from ssmprune.models.layers import Linear, classifier, fit_pos_embed, linear
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
 from ssmprune.tokens import TokenStream, put, take
@@ -195,9 +195,10 @@ class Vim(Backbone):
         self.pos_embed = nn.Parameter(torch.randn(1, config.num_tokens, config.embed_dim) * 0.2)
         self.layers = nn.ModuleList(Block(config, backend) for _ in range(config.depth))
         self.norm_f = RMSNorm(config.embed_dim)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.head = classifier(config.embed_dim, config.num_classes)
+        if isinstance(self.head, nn.Linear):
+            nn.init.normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens of shape (B, L, D): patches, class token in the middle, position embedding."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VMambaConfig
-from ssmprune.models.layers import Linear, linear
+from ssmprune.models.layers import Linear, classifier, linear
 from ssmprune.policy import Stage
 from ssmprune.pruning.grid import Subset
 from ssmprune.scan import Backend, selective_scan
@@ -243,13 +243,14 @@ class Classifier(nn.Module):
     def __init__(self, config: VMambaConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.embed_dim, _NORM_EPS)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.head = classifier(config.embed_dim, config.num_classes)
 
 
 class VMamba(Backbone):
     """A VMamba classifier, for images of any size."""
 
     config: VMambaConfig
+    head_name = "classifier.head"
 
     def __init__(self, config: VMambaConfig, backend: Backend = "auto"):
         super().__init__(config, backend)

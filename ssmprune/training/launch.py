@@ -13,7 +13,7 @@ import torch
 from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
 from ssmprune.measure.accuracy import Accuracy
-from ssmprune.models.checkpoints import checkpoint_sha256
+from ssmprune.models.checkpoint_file import checkpoint_sha256
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, load_for
