@@ -21,6 +21,7 @@ from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import Latency
 from ssmprune.measure.profile import Profile
 from ssmprune.measure.profile import profile as measure_profile
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config, model_names
@@ -48,6 +49,14 @@ PolicyFile = Annotated[
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(help="A file with the weights.", show_default="the model's own")
+]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which weights of a file that holds several, such as model_ema.",
+        show_default="model or state_dict",
+    ),
 ]
 ImageSize = Annotated[
     str | None,
@@ -136,6 +145,15 @@ def train(
         str | None,
         typer.Option(help="Weights to fine-tune: a file, or [bold]shipped[/] for the model's own."),
     ] = None,
+    checkpoint_key: CheckpointKey = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Size of the classifier; where that of --init differs, it begins anew.",
+            show_default="the data's classes",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -217,6 +235,8 @@ def train(
         settings,
         policy=policy,
         init=weights,
+        checkpoint_key=checkpoint_key,
+        num_classes=num_classes,
         device=place,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
@@ -244,6 +264,7 @@ def evaluate_model(
     model: Model,
     data: Data,
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
     policy: PolicyFile = None,
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}.")] = "holdout",
     image_size: ImageSize = None,
@@ -258,15 +279,26 @@ def evaluate_model(
     """
     place = find_device(device)
     weights = _checkpoint(checkpoint, model)
-    network = create_model(model, weights, policy, image_size=_sides(image_size)).to(place)
+    sides = _sides(image_size)
+    network = create_model(
+        model, weights, policy, checkpoint_key=checkpoint_key, image_size=sides
+    ).to(place)
     config = network.config
     images = open_images(
         data, split, image_size=config.image_size, channels=config.channels, batch_size=batch_size
     )
     accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
     if as_json:
-        call = {"model": model, "checkpoint": str(weights), "data": data, "split": split}
-        print_json({**call, "policy": policy and str(policy), **asdict(accuracy)})
+        call = {
+            "model": model,
+            "checkpoint": str(weights),
+            "checkpoint_key": network.checkpoint_key,
+            "num_classes": config.num_classes,
+            "data": data,
+            "split": split,
+            "policy": policy and str(policy),
+        }
+        print_json({**call, **asdict(accuracy)})
         return
     show(
         f"top-1  {accuracy.top1:.2f} %, 95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}",
@@ -282,6 +314,7 @@ def profile(
     checkpoint: Annotated[
         str | None, typer.Option(help="A file with the weights.", show_default="random weights")
     ] = None,
+    checkpoint_key: CheckpointKey = None,
     image_size: ImageSize = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in the timed batch.")] = 32,
     device: Device = "cpu",
@@ -294,10 +327,12 @@ def profile(
     """
     place = find_device(device)
     given = None if checkpoint is None else _checkpoint(checkpoint, model)
-    network = create_model(model, given, policy, image_size=_sides(image_size)).to(place)
+    network = create_model(
+        model, given, policy, checkpoint_key=checkpoint_key, image_size=_sides(image_size)
+    ).to(place)
     costs = measure_profile(network, batch_size=batch_size, amp=bf16)
     if as_json:
-        print_json(_profile_data(model, costs))
+        print_json(_profile_data(network, given, costs))
         return
     tokens = " ".join(map(str, costs.tokens[:-1]))
     show(
@@ -309,9 +344,12 @@ def profile(
         show("", _latency_text(costs.latency))
 
 
-def _profile_data(model: str, costs: Profile) -> dict[str, Any]:
+def _profile_data(network: Backbone, checkpoint: Path | None, costs: Profile) -> dict[str, Any]:
     return {
-        "model": model,
+        "model": network.config.name,
+        "checkpoint": checkpoint and str(checkpoint),
+        "checkpoint_key": network.checkpoint_key,
+        "num_classes": network.config.num_classes,
         "flops": costs.flops.flops,
         "paper_flops": costs.flops.paper_flops,
         "dense_flops": costs.dense_flops.flops,
@@ -387,6 +425,7 @@ def tokens(
         Path, typer.Option("-o", "--output", help="The picture: a .png, .svg or .pdf file.")
     ],
     checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -400,7 +439,8 @@ def tokens(
 
     kind = check_output(output, force)
     chosen = Policy.load(policy)
-    network = create_model(chosen.model, _checkpoint(checkpoint, chosen.model), chosen)
+    weights = _checkpoint(checkpoint, chosen.model)
+    network = create_model(chosen.model, weights, chosen, checkpoint_key=checkpoint_key)
     pixels = open_image(image, network.config)
     logits, stages = kept_patches(network, pixels)
     verb = "scanned" if chosen.reduction == "grid" else "kept"
@@ -409,7 +449,14 @@ def tokens(
     predicted = int(logits.argmax())
     if as_json:
         kept = [{"layer": s.layer, "kept": s.count, "patches": s.mask[0].numel()} for s in stages]
-        print_json({"file": str(output), "predicted": predicted, "stages": kept})
+        print_json(
+            {
+                "file": str(output),
+                "checkpoint_key": network.checkpoint_key,
+                "predicted": predicted,
+                "stages": kept,
+            }
+        )
         return
     lines = [f"block {s.layer}: {s.count} of {s.mask[0].numel()} patches {verb}" for s in stages]
     show(*lines, f"predicted class {predicted}", f"written: {output}")

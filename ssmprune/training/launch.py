@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
 from ssmprune.measure.accuracy import Accuracy
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import checkpoint_sha256
-from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, load_for
 from ssmprune.training import loop
@@ -47,6 +47,8 @@ def train(
     *,
     policy: Policy | str | Path | None = None,
     init: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    num_classes: int | None = None,
     device: torch.device | str = "cpu",
     workers: int = 1,
     gpus_per_worker: float | None = None,
@@ -66,6 +68,9 @@ def train(
         settings: The recipe `scratch` if not given, or with `init` `fine_tune`.
         policy: A policy, or its path or shipped name, under which the model trains and is measured.
         init: Checkpoint to begin from; without one the weights are random.
+        checkpoint_key: Which weights of a file with several, as for `create_model`.
+        num_classes: Size of the classifier, with None as many as the data have classes. Where that
+            of `init` has another size, training begins with a new, random one.
         device: Where to train; with more workers only whether on the CPU or on GPUs.
         workers: Processes that share each batch, on Ray if there are several.
         gpus_per_worker: GPUs of each worker; with None one if `device` is a GPU, else none.
@@ -89,15 +94,26 @@ def train(
     with faults.gathered():
         data = absolute_name(data)
     weights = Path(init).absolute() if init else None
-    job = Job(model, data, Path(out).absolute(), settings, resolved, weights, progress)
+    job = Job(
+        model,
+        data,
+        Path(out).absolute(),
+        settings,
+        resolved,
+        weights,
+        progress,
+        checkpoint_key,
+        num_classes,
+    )
     with faults.gathered():
         _check_shares(settings, workers)
-    with faults.gathered():
-        _check_model(job, workers, device)
     opened: TrainingData | None = None
     with faults.gathered():
         opened = TrainingData.open(job)
-        _check_classes(job, opened)
+        job = replace(job, num_classes=_classes(job, opened, num_classes))
+    network: Backbone | None = None
+    with faults.gathered():
+        network = _check_model(job, workers, device)
     directory = TrainDirectory(out)
     with faults.gathered():
         directory.check_free()
@@ -105,7 +121,7 @@ def train(
         if opened is not None and not directory.read_record():
             check_images(data)
     faults.tell()
-    assert opened is not None
+    assert opened is not None and network is not None
     with directory.claim(_identity(job, opened)):
         record = directory.read_record()
         if not record:
@@ -113,6 +129,7 @@ def train(
                 "config": _identity(job, opened),
                 "data": data,
                 "init": weights and str(weights),
+                "checkpoint_key": network.checkpoint_key,
                 "command": command,
                 "device": str(device),
                 "workers": workers,
@@ -142,12 +159,18 @@ def train(
 
 def _identity(job: Job, data: TrainingData) -> dict[str, Any]:
     """What decides the result of a run."""
-    policy = job.policy
+    policy, own = job.policy, find_config(job.model).num_classes
+    unusual: dict[str, Any] = {}
+    if job.num_classes != own:
+        unusual["num_classes"] = job.num_classes
+    if job.checkpoint_key is not None:
+        unusual["checkpoint_key"] = job.checkpoint_key
     return {
         "model": job.model,
         "data": data.stream.fingerprint,
         "policy": policy and policy.model_dump(mode="json", exclude={"measured", "provenance"}),
         "init": job.init and checkpoint_sha256(job.init),
+        **unusual,  # left out where runs of earlier versions know no other
         **job.settings.model_dump(mode="json", exclude={"schema_"}),
     }
 
@@ -170,25 +193,33 @@ def _check_shares(settings: TrainSettings, workers: int) -> None:
         )
 
 
-def _check_model(job: Job, workers: int, device: torch.device) -> None:
-    """Refuse a policy or checkpoint that does not fit the model, before anything is written."""
+def _check_model(job: Job, workers: int, device: torch.device) -> Backbone:
+    """The model, if policy and checkpoint fit it and it can be trained as asked for."""
     if job.settings.distill and job.init is None:
         raise UsageError(
             "distillation must have the dense model's trained weights to learn from, but none are "
             "given; give init, or leave distill at 0."
         )
-    network = create_model(job.model, job.init, job.policy)
+    network = job.create_model()
+    if job.settings.distill and network.has_new_head:
+        raise UsageError(
+            f"distillation must have a teacher for the same classes, but {job.init} has no "
+            f"classifier for {network.config.num_classes}; leave distill at 0."
+        )
     if workers > 1 and device.type == "cpu" and has_batch_norm(network):
         raise UsageError(
             f"{job.model} must train in one process or on GPUs, as its batch norms need the whole "
             f"batch, got {workers} workers on the CPU."
         )
+    return network
 
 
-def _check_classes(job: Job, data: TrainingData) -> None:
-    classes, known = len(data.stream.classes), find_config(job.model).num_classes
-    if classes != known:
+def _classes(job: Job, data: TrainingData, wanted: int | None) -> int:
+    """Size of the classifier: what was asked for, or as many as the data have classes."""
+    classes = len(data.stream.classes)
+    if wanted is not None and wanted < classes:
         raise UsageError(
-            f"the data must have the model's {known} classes, but {job.data} has "
-            f"{classes}; use the model that was made for it."
+            f"--num-classes must be at least the classes of the data, got {wanted}, but {job.data} "
+            f"has {classes}; leave it out."
         )
+    return classes if wanted is None else wanted

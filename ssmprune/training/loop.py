@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssmprune.data import ImageSet, TrainingStream, open_images, open_stream
 from ssmprune.errors import RunError, SsmpruneError
 from ssmprune.measure.accuracy import evaluate
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
@@ -29,7 +30,12 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True)
 class Job:
-    """A training run, as every process of it is told."""
+    """A training run, as every process of it is told.
+
+    Attributes:
+        checkpoint_key: Which weights of `init`, as for `create_model`.
+        num_classes: Size of the classifier; None for the model's own.
+    """
 
     model: str
     data: str
@@ -38,6 +44,19 @@ class Job:
     policy: Policy | None = None
     init: Path | None = None
     progress: bool = True
+    checkpoint_key: str | None = None
+    num_classes: int | None = None
+
+    def create_model(self) -> Backbone:
+        """The model as its training begins."""
+        return create_model(
+            self.model,
+            self.init,
+            self.policy,
+            checkpoint_key=self.checkpoint_key,
+            num_classes=self.num_classes,
+            new_head=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ def run(job: Job, data: TrainingData, device: torch.device) -> None:
             "there for one of them; name a folder on a shared file system."
         )
     torch.manual_seed(settings.seed)
-    network = create_model(job.model, job.init, job.policy).to(device)
+    network = job.create_model().to(device)
     if job.init is not None and "before" not in record and _is_first():
         before = evaluate(network, data.holdout.loader, amp=settings.amp)
         record["before"] = asdict(before)

@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,7 @@ def test_all_faults_of_a_call_are_told_at_once_and_nothing_is_overwritten(tmp_pa
             TrainSettings(steps=1, batch_size=6, accumulate=4, lr=1e-3),
             policy=policy,
             init=tmp_path / "bad.safetensors",
+            num_classes=2,
         )
     told = str(caught.value)
     for part in ("policy.yaml", "bad.safetensors", "other files", "multiple of the 4", "has 3"):
@@ -280,12 +282,60 @@ def test_all_faults_of_a_call_are_told_at_once_and_nothing_is_overwritten(tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_train_refuses_data_with_other_classes_than_the_model(tmp_path, photos):
-    (photos / "train" / "cat").mkdir()
-    with pytest.raises(UsageError, match=r"the model's 2 classes, but .* has 3;"):
-        train("vim_photo", str(photos), tmp_path / "out", SHORT)
-    with pytest.raises(UsageError, match=r"the model's 1000 classes, but .* has 3;"):
-        train("vim_tiny_patch16_224", str(photos), tmp_path / "out", SHORT)
+def test_train_takes_the_number_of_classes_from_the_data(tmp_path, photos):
+    for part in ("train", "val"):
+        shutil.copytree(photos / part / "ant", photos / part / "cat")
+    result = train("vim_photo", str(photos), tmp_path / "out", STILL)
+    assert load_file(result.checkpoint)["head.weight"].shape == (3, 64)
+    assert create_model("vim_photo", result.checkpoint).config.num_classes == 3
+
+
+def test_train_refuses_fewer_classes_than_the_data_have(tmp_path, photos):
+    with pytest.raises(UsageError, match=r"num-classes must be .* got 1, but .* has 2;"):
+        train("vim_photo", str(photos), tmp_path / "out", SHORT, num_classes=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A checkpoint of `vim_nano` with 37 classes."""
+    torch.manual_seed(6)
+    path = tmp_path_factory.mktemp("init") / "pets.safetensors"
+    save_file(create_model("vim_nano", num_classes=37).state_dict(), path)
+    return path
+
+
+def test_a_head_of_another_size_begins_anew_and_one_of_the_right_size_stays(tmp_path, pets, caplog):
+    caplog.set_level("INFO")
+    begun = load_file(pets)
+    new = load_file(train("vim_nano", "digits", tmp_path / "new", STILL, init=pets).checkpoint)
+    assert f"a new, random one for 10 classes; {pets} has one for 37" in caplog.text
+    assert new["head.weight"].shape == (10, 64)
+    assert torch.allclose(begun["norm_f.weight"], new["norm_f.weight"], atol=1e-6)
+    result = train("vim_nano", "digits", tmp_path / "kept", STILL, init=pets, num_classes=37)
+    kept = load_file(result.checkpoint)
+    assert torch.allclose(begun["head.weight"], kept["head.weight"], atol=1e-6)
+    assert caplog.text.count("a new, random one") == 2  # as the call is checked, and as it begins
+    with pytest.raises(RunError, match="num_classes is 37 there and None here"):
+        train("vim_nano", "digits", tmp_path / "kept", STILL, init=pets)
+
+
+def test_a_checkpoint_without_the_classes_does_not_teach_them(tmp_path, pets):
+    with pytest.raises(UsageError, match="no classifier for 10; leave distill at 0"):
+        train("vim_nano", "digits", tmp_path / "out", STILL.changed(distill=0.5), init=pets)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_begins_from_the_weights_of_the_given_key(tmp_path, checkpoint):
+    good, path = load_file(checkpoint), tmp_path / "both.pth"
+    torch.save({"model": {k: v * 0 for k, v in good.items()}, "model_ema": good}, path)
+    out = tmp_path / "out"
+    result = train("vim_nano", "digits", out, STILL, init=path, checkpoint_key="model_ema")
+    ended = load_file(result.checkpoint)
+    assert all(torch.allclose(good[name], ended[name], atol=1e-6) for name in good)
+    assert json.loads((out / "train.json").read_text())["checkpoint_key"] == "model_ema"
+    with pytest.raises(RunError, match="checkpoint_key is model_ema there and None here"):
+        train("vim_nano", "digits", out, STILL, init=path)
 
 
 @pytest.mark.parametrize(
