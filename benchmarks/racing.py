@@ -63,7 +63,11 @@ def evaluate(policy: Policy, race: Race, order: NDArray[np.int64]) -> Measuremen
 
 def measurement(table: PolicyTable, policy: Policy, correct: NDArray[np.bool_]) -> Measurement:
     """The figures of a policy that got `correct`, (images seen,), right."""
-    hits, images, flops = int(correct.sum()), len(correct), Cost.of(policy).flops
+    hits, images, flops = (
+        int(correct.sum()),
+        len(correct),
+        Cost.of(policy, table.space.config).flops,
+    )
     low, high = wilson_interval(hits, images)
     return Measurement(
         split="search",

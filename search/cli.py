@@ -6,8 +6,11 @@ and a wrong call answer at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,8 +54,44 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class _Notes(logging.Handler):
+    """Says on standard error what the library logs: every note once in a command."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note = record.getMessage()
+        if note not in self._said:
+            self._said.add(note)
+            typer.echo(note, err=True)
+
+
+@contextmanager
+def _notes_shown() -> Iterator[None]:
+    logger, notes = logging.getLogger("ssmprune"), _Notes()
+    level = logger.level
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(level)
+
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, runs/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CheckpointKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Which weights of a --checkpoint that holds several, such as model_ema.",
+        show_default="model or state_dict, or the run's",
+    ),
+]
 
 
 def main() -> None:
@@ -75,6 +114,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _ssmprune(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, help="Print the version.")
     ] = False,
@@ -88,6 +128,7 @@ def _ssmprune(
       ssmprune export runs/first --max-flops-ratio 0.6 -o policy.yaml
       ssmprune eval --model vim_nano --data digits --policy policy.yaml
     """
+    ctx.with_resource(_notes_shown())
 
 
 def _call_library(ctx: typer.Context) -> None:
@@ -117,6 +158,7 @@ def search(
         Path | None,
         typer.Option(help="A file with the weights.", show_default="the model's own"),
     ] = None,
+    checkpoint_key: CheckpointKey = None,
     data: Annotated[
         str,
         typer.Option(help="[bold]digits[/], or a folder of images, a sub-folder per class."),
@@ -210,6 +252,7 @@ def search(
         seed=seed,
         sampler=sampler,
         checkpoint=checkpoint,
+        checkpoint_key=checkpoint_key,
         data=data,
         device=device,
         batch_size=batch_size,
@@ -372,6 +415,7 @@ def report(
     checkpoint: Annotated[
         Path | None, typer.Option(help="The weights of the search.", show_default="the run's")
     ] = None,
+    checkpoint_key: CheckpointKey = None,
     data: Annotated[
         str | None, typer.Option(help="The images of the search.", show_default="the run's")
     ] = None,
@@ -391,6 +435,7 @@ def report(
     written = write_report(
         Outcome.read(run),
         checkpoint=checkpoint,
+        checkpoint_key=checkpoint_key,
         data=data,
         measure=measure,
         device=str(find_device(device)),

@@ -29,10 +29,10 @@ from ssmprune.measure.accuracy import correct, wilson_interval
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency, device_name, precision_name
 from ssmprune.measure.memory import peak_memory
+from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import checkpoint_sha256
-from ssmprune.models.checkpoints import load_checkpoint
+from ssmprune.models.configs import ModelConfig
 from ssmprune.models.factory import create_model
-from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy, remove_policy
 from ssmprune.scan import resolve_backend
@@ -95,6 +95,7 @@ class ModelEvaluators:
 
     Attributes:
         checkpoint: File with the weights.
+        checkpoint_key: Which of its weights, as for `create_model`.
         data: Name or folder of the data set, as for `ssmprune.data.open_images`.
         amp: Run under bfloat16 autocast.
     """
@@ -106,30 +107,40 @@ class ModelEvaluators:
     objectives: tuple[Objective, ...]
     batch_size: int
     amp: bool = False
+    checkpoint_key: str | None = None
+
+    def load(self) -> Backbone:
+        """The model with its weights, on the CPU."""
+        return create_model(self.model, self.checkpoint, checkpoint_key=self.checkpoint_key)
 
     def identity(self) -> dict[str, Any]:
-        load_checkpoint(create_model(self.model), self.checkpoint)
+        model = self.load()
         return {
             "model": self.model,
             "checkpoint": checkpoint_sha256(self.checkpoint),
-            "data": {split: self._images(split).fingerprint for split in ("search", "holdout")},
+            "checkpoint_key": model.checkpoint_key,
+            "num_classes": model.config.num_classes,
+            "data": {
+                split: self._images(split, model.config).fingerprint
+                for split in ("search", "holdout")
+            },
         }
 
     def open(self, split: str, threads: int, dense: Measurement | None = None) -> ModelEvaluator:
         torch.set_num_threads(threads)
-        images = self._images(split)
-        config = find_config(self.model)
+        model = self.load()
+        config = model.config
+        images = self._images(split, config)
         size = 4 * len(images) * config.channels * math.prod(config.image_size)
         if size <= RESIDENT_BYTES:
             images = images.resident(self.device)
-        return ModelEvaluator(self, images, dense)
+        return ModelEvaluator(self, model, images, dense)
 
     def with_half_batch(self) -> ModelEvaluators | None:
         half = self.batch_size // 2
         return replace(self, batch_size=half) if half >= LATENCY_BATCH else None
 
-    def _images(self, split: str) -> ImageSet:
-        config = find_config(self.model)
+    def _images(self, split: str, config: ModelConfig) -> ImageSet:
         return open_images(
             self.data,
             split,
@@ -142,16 +153,22 @@ class ModelEvaluators:
 class ModelEvaluator:
     """Measures policies with the model, its dense twin and the images resident."""
 
-    def __init__(self, setting: ModelEvaluators, images: ImageSet, dense: Measurement | None):
-        """Load the model.
+    def __init__(
+        self,
+        setting: ModelEvaluators,
+        model: Backbone,
+        images: ImageSet,
+        dense: Measurement | None,
+    ):
+        """Bring the model to its device.
 
         Args:
-            setting: Model, weights, device and objectives.
+            setting: Device, objectives and batches.
+            model: With its weights.
             images: The split.
             dense: As for `Evaluators.open`.
         """
         self._setting, self._images, self._dense = setting, images, dense
-        model = create_model(setting.model, checkpoint=setting.checkpoint)
         self._pruned = model.to(setting.device).eval()
         self._unpruned = copy.copy(self._pruned)  # the same weights, never with a policy
         remove_policy(self._unpruned)

@@ -108,6 +108,8 @@ def _provenance(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "sampler": info["call"]["sampler"],
         "seed": info["call"]["seed"],
         "checkpoint_sha256": info["identity"]["checkpoint"],
+        "checkpoint_key": info["identity"].get("checkpoint_key"),
+        "num_classes": run.space.config.num_classes,
         "data": info["identity"]["data"],
         "versions": info["versions"],
         "searched": info["begun"],

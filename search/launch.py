@@ -97,6 +97,7 @@ def search(
     seed: int | None = None,
     sampler: str | None = None,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     data: str = "digits",
     device: str = "cpu",
     batch_size: int = 128,
@@ -123,6 +124,8 @@ def search(
         seed: Seed of the sampler; with None 0, or on resume the run's.
         sampler: auto, ehvi, tpe, nsga2, random, qmc or gp; with None tpe, or on resume the run's.
         checkpoint: Weights of the model; with None those that ship with it.
+        checkpoint_key: Which weights of a file with several; with None as for `create_model`, or
+            on resume the run's.
         data: Name or folder of the data set.
         device: Torch device of the workers, such as cpu or cuda.
         batch_size: Images per batch; latency is that of at most 16.
@@ -157,7 +160,6 @@ def search(
     if not resume:
         run.refuse_existing()
     frozen = SearchSpace.load(space)
-    warm = find_warm_start(warm_start, frozen)
     if evaluators is None:
         if address is None:  # on a cluster, Ray's resources tell later
             find_device(device)
@@ -170,6 +172,7 @@ def search(
             objectives=frozen.objectives,
             batch_size=batch_size,
             amp=amp,
+            checkpoint_key=checkpoint_key or (_recorded_key(run) if resume else None),
         )
     call = {
         "space": str(Path(space).absolute()),
@@ -186,6 +189,9 @@ def search(
         "warm_start": [_anywhere(origin) for origin in warm_start] or None,
     }
     identity = evaluators.identity()
+    call["checkpoint_key"] = identity.get("checkpoint_key")
+    frozen = frozen.with_classes(identity.get("num_classes"))
+    warm = find_warm_start(warm_start, frozen)
     if database is not None:
         Store(Database(database, study=""))  # whether it answers
     with run.lock(), _told_if_unwritable(run), SearchProgress(progress) as shown:
@@ -203,7 +209,7 @@ def search(
                 )
             if not resume:
                 text = Path(space).read_text(encoding="utf-8")
-                _begin(run, text, warm, identity, call, database)
+                _begin(run, text, frozen, warm, identity, call, database)
             _measure_dense(run, evaluators, pool, here=address is None)
             with StudyService(Study(run), own_address(address), shown.say) as service:
                 interrupted = _search(run, service, evaluators, pool, trials, early_stopping, shown)
@@ -384,16 +390,17 @@ def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: 
 
 def _begin(
     run: RunDirectory,
-    space: str,
+    text: str,
+    space: SearchSpace,
     warm: Sequence[tuple[str, Policy]],
     identity: dict[str, Any],
     call: dict[str, Any],
     database: str | None,
 ) -> None:
     """Write a new run; `run.json` comes last and makes it one."""
-    run.freeze_space(space)
+    run.freeze_space(text)
     place = _place(run, database)
-    Study.create(place, run.space, warm)
+    Study.create(place, space, warm)
     call = {**call, "sampler": call["sampler"] or "tpe", "seed": call["seed"] or 0}
     run.write_info(
         {
@@ -406,6 +413,12 @@ def _begin(
             "dense": {},
         }
     )
+
+
+def _recorded_key(run: RunDirectory) -> str | None:
+    """Which weights of its checkpoint a run has searched with, as far as it is recorded."""
+    key: str | None = run.info["identity"].get("checkpoint_key")
+    return key
 
 
 def _place(run: RunDirectory, database: str | None) -> Place:

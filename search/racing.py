@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from search.measurement import Measurement, Objective
 from ssmprune.measure.flops import count_flops
-from ssmprune.models.zoo import find_config
+from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
 
 FALSE_STOPS = 0.05
@@ -66,8 +66,8 @@ class Cost:
     tokens: tuple[int, ...]
 
     @classmethod
-    def of(cls, policy: Policy) -> Cost:
-        config = find_config(policy.model)
+    def of(cls, policy: Policy, config: ModelConfig) -> Cost:
+        """The cost of a policy on the model that `config` describes."""
         return cls(count_flops(config, policy).flops, policy.entering_tokens(config))
 
     def is_within(self, other: Cost, objectives: Sequence[Objective]) -> bool:

@@ -156,6 +156,8 @@ def recover(
             settings,
             policy=member.policy,
             init=checkpoint,
+            checkpoint_key=outcome.run.info["identity"].get("checkpoint_key"),
+            num_classes=outcome.run.space.config.num_classes,
             device=device,
             workers=workers,
             gpus_per_worker=gpus_per_worker,

@@ -130,8 +130,12 @@ class RunDirectory:
 
     @property
     def space(self) -> SearchSpace:
-        """The frozen search space."""
-        return SearchSpace.load(self.space_path)
+        """The frozen search space, of the model with the checkpoint's classifier.
+
+        Runs of earlier versions, which record no number of classes, had the model's own.
+        """
+        identity = self.info.get("identity", {}) if self.info_path.is_file() else {}
+        return SearchSpace.load(self.space_path).with_classes(identity.get("num_classes"))
 
     def freeze_space(self, text: str) -> None:
         write_atomically(self.space_path, text)

@@ -6,19 +6,19 @@ This is the only place that knows the names of an Optuna trial's parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from search.measurement import Measurement, Objective
 from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
-from ssmprune.models.configs import ModelConfig
+from ssmprune.models.configs import ModelConfig, with_classes
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import (
     Alignment,
@@ -277,6 +277,8 @@ class SearchSpace(FilePart):
         default=(), description="a list of known schedules to try first"
     )
 
+    _num_classes: int | None = PrivateAttr(None)
+
     @classmethod
     def load(cls, path: str | Path) -> SearchSpace:
         """Read a search space file.
@@ -309,15 +311,22 @@ class SearchSpace(FilePart):
             raise SpaceError("\n".join(faults))
         return space
 
-    @cached_property
+    def with_classes(self, num_classes: int | None) -> SearchSpace:
+        """The space of the model with a checkpoint's classifier; with None, with its own."""
+        bound, own = self.model_copy(), find_config(self.model).num_classes
+        bound._num_classes = None if num_classes == own else num_classes
+        return bound
+
+    @property
     def config(self) -> ModelConfig:
         """The configuration of the space's model."""
-        return find_config(self.model)
+        config = find_config(self.model)
+        return config if self._num_classes is None else with_classes(config, self._num_classes)
 
-    @cached_property
+    @property
     def dense_flops(self) -> int:
         """Multiply-adds of the model without pruning, for one image."""
-        return count_flops(self.config).flops
+        return _dense_flops(self.config)
 
     def suggest(self, trial: BaseTrial) -> Policy:
         """The policy that a trial stands for; asks the trial for every parameter of the space."""
@@ -637,6 +646,11 @@ class SearchSpace(FilePart):
                     rule, _, remedy = fault.partition("; ")
                     yield f"{rule} at {file.at(('schedules', index))}; {remedy}."
                     break
+
+
+@lru_cache
+def _dense_flops(config: ModelConfig) -> int:
+    return count_flops(config).flops
 
 
 def _on_line(place: int, start: int, end: int, first: int, last: int) -> int:

@@ -311,7 +311,7 @@ class Study:
     def _prospect(self, policy: Policy) -> Prospect:
         key = repr(pruning_key(policy))
         if key not in self._prospects:
-            self._prospects[key] = Prospect.of(policy)
+            self._prospects[key] = Prospect.of(policy, self.space.config)
         return self._prospects[key]
 
     def _prospect_of(self, trial: FrozenTrial) -> Prospect:
@@ -329,7 +329,7 @@ class Study:
         gains = [-math.inf] * len(proposals)
         new: dict[int, Prospect] = {}
         for place, params in enumerate(proposals):
-            prospect = Prospect.of(self.space.suggest(FixedTrial(params)))
+            prospect = Prospect.of(self.space.suggest(FixedTrial(params)), self.space.config)
             is_known = self._ledger.twin(prospect.key) is not None
             if not is_known and self.space.infeasible(prospect.cost.flops) is None:
                 new[place] = prospect

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from search.front import pruning_key
 from search.racing import Cost
-from ssmprune.models.zoo import find_config
+from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy, decay_names, scorer_names
 
 LENGTHS = (1.5, 3.0, 6.0)
@@ -45,9 +45,9 @@ class Prospect:
     point: Array
 
     @classmethod
-    def of(cls, policy: Policy) -> Prospect:
-        cost = Cost.of(policy)
-        config = find_config(policy.model)
+    def of(cls, policy: Policy, config: ModelConfig) -> Prospect:
+        """What a policy is on the model that `config` describes."""
+        cost = Cost.of(policy, config)
         logs = np.log(np.divide(cost.tokens, config.block_tokens))
         stages = policy.effective_stages(config)
         scorers = [policy.stage_scorer(stage).name for stage, _ in stages]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import ssmprune.cli
@@ -297,15 +298,100 @@ def _text(path: Path, weights: Path) -> None:
 def _missing(path: Path, weights: Path) -> None: ...
 
 
+def _directory(path: Path, weights: Path) -> None:
+    path.mkdir()
+
+
+def _empty(path: Path, weights: Path) -> None:
+    path.touch()
+
+
+def _archive(path: Path, weights: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photos/0.txt", "not a checkpoint")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("damage", [_truncate, _other_model, _text, _missing])
+@pytest.mark.parametrize(
+    "damage", [_truncate, _other_model, _text, _missing, _directory, _empty, _archive]
+)
 def test_a_bad_checkpoint_ends_with_status_1(
     damage: Callable[[Path, Path], None], suffix: str, tmp_path: Path, weights: Path
 ) -> None:
     path = tmp_path / f"bad{suffix}"
     damage(path, weights)
     arguments = ("eval", "--model", "vim_nano", "--data", "digits", "--checkpoint", path)
-    refuses(call(*arguments), 1, "a checkpoint must")
+    refused = call(*arguments)
+    refuses(refused, 1, "a checkpoint must")
+    assert len(refused.stderr.splitlines()) < 6
+    refuses(call(*TRAIN, tmp_path / "out", "--init", path), 1, "a checkpoint must")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def both(tmp_path: Path, weights: Path) -> Path:
+    """A checkpoint with noise under `model` and `weights` under `model_ema`."""
+    averaged = load_file(weights)
+    noise = {name: value + 1 for name, value in averaged.items()}
+    torch.save({"model": noise, "model_ema": averaged}, tmp_path / "both.pth")
+    return tmp_path / "both.pth"
+
+
+def test_eval_says_which_weights_it_took_of_several(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
+    monkeypatch.setattr(ssmprune.cli, "evaluate", lambda *_, **__: accuracy)
+    result = call(*EVAL, both, "--json")
+    [line] = result.stderr.splitlines()
+    assert f"those under 'model' in {both}" in line and "'model_ema'" in line
+    assert "--checkpoint-key" in line
+    assert json.loads(result.stdout)["checkpoint_key"] == "model"
+    result = call(*EVAL, both, "--checkpoint-key", "model_ema", "--json")
+    assert json.loads(result.stdout)["checkpoint_key"] == "model_ema"
+    refuses(call(*EVAL, both, "--checkpoint-key", "ema"), 2, "'model' and 'model_ema', got 'ema'")
+
+
+def test_tokens_says_that_it_took_the_only_weights(
+    tmp_path: Path, weights: Path, policy: Path
+) -> None:
+    torch.save({"model_ema": load_file(weights)}, tmp_path / "w.pth")
+    options = ("--image", "digits:0", "-o", tmp_path / "kept.png", "--json")
+    result = call("tokens", "--policy", policy, "--checkpoint", tmp_path / "w.pth", *options)
+    assert result.stderr.splitlines() == [
+        f"weights: those under 'model_ema' in {tmp_path / 'w.pth'}"
+    ]
+    assert json.loads(result.stdout)["checkpoint_key"] == "model_ema"
+
+
+def test_profile_counts_the_classifier_of_the_checkpoint_and_says_its_size(
+    tmp_path: Path, weights: Path
+) -> None:
+    path = tmp_path / "pets.safetensors"
+    save_file(create_model("vim_nano", num_classes=37).state_dict(), path)
+    arguments = ("profile", "--model", "vim_nano", "--batch-size", 1, "--json", "--checkpoint")
+    own, pets = (call(*arguments, file) for file in (weights, path))
+    assert pets.stderr.splitlines() == [f"classifier: {path} has a 37-class head"]
+    assert own.stderr == ""
+    flops = [json.loads(result.stdout)["dense_flops"] for result in (own, pets)]
+    assert flops[1] - flops[0] == 64 * 27
+    assert json.loads(pets.stdout)["num_classes"] == 37
+
+
+def test_a_key_without_a_file_is_a_wrong_call(tmp_path: Path) -> None:
+    key = ("--checkpoint-key", "model_ema")
+    refuses(call("profile", "--model", "vim_nano", *key), 2, "must go with a checkpoint")
+    refuses(call(*TRAIN, tmp_path / "out", *key), 2, "must go with a checkpoint")
+    refuses(call(*TRAIN, tmp_path / "out", "--num-classes", 9), 2, "at least", "got 9", "has 10")
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_hands_on_key_and_classes(
+    trained: list[dict[str, Any]], tmp_path: Path, both: Path
+) -> None:
+    options = ("--init", both, "--checkpoint-key", "model_ema", "--num-classes", 12)
+    assert call(*TRAIN, tmp_path / "out", *options).exit_code == 0
+    assert (trained[0]["checkpoint_key"], trained[0]["num_classes"]) == ("model_ema", 12)
 
 
 def test_a_missing_folder_of_images_ends_with_status_1(tmp_path: Path, weights: Path) -> None:

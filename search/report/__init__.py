@@ -34,6 +34,7 @@ def write_report(
     outcome: Outcome,
     *,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     data: str | None = None,
     measure: bool = False,
     device: str = "cpu",
@@ -43,6 +44,7 @@ def write_report(
     Args:
         outcome: The run, finished or not.
         checkpoint: The weights that were searched with, where they have moved.
+        checkpoint_key: Which weights of that file, for a run that does not record it.
         data: The data set that was searched with, where it has moved.
         measure: Evaluate known schedules on both splits, as the front was; their figures stay in
             `report/measured.json`. Without it only those that the search evaluated have any.
@@ -54,7 +56,7 @@ def write_report(
     """
     path, folder = outcome.run.path / "report.html", outcome.run.path / "report"
     _refuse_foreign(path)
-    bench, missing = open_bench(outcome, checkpoint, data, device)
+    bench, missing = open_bench(outcome, checkpoint, checkpoint_key, data, device)
     if measure:
         if bench is None:
             raise RunError(f"--measure needs the weights and the data of the search: {missing}.")

@@ -22,8 +22,6 @@ from ssmprune.data.single import to_pixels
 from ssmprune.errors import RunError, SsmpruneError
 from ssmprune.models.checkpoint_file import checkpoint_sha256
 from ssmprune.models.checkpoints import shipped_checkpoint
-from ssmprune.models.factory import create_model
-from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.pruning.kept import KeptPatches, kept_patches
@@ -55,7 +53,8 @@ class Bench:
     def __init__(self, evaluators: ModelEvaluators, threads: int):
         self._setting, self._threads = evaluators, threads
         self._open: dict[str, Evaluator] = {}
-        config = find_config(evaluators.model)
+        self._model = evaluators.load().to(evaluators.device)
+        config = self._model.config
         images = open_images(
             evaluators.data,
             "holdout",
@@ -66,8 +65,6 @@ class Bench:
         self._images, labels = next(iter(images.loader))
         self._classes = images.classes
         self.labels = tuple(self.class_name(label) for label in labels.tolist())
-        model = create_model(evaluators.model, evaluators.checkpoint)
-        self._model = model.to(evaluators.device)
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -94,7 +91,11 @@ class Bench:
 
 
 def open_bench(
-    outcome: Outcome, checkpoint: str | Path | None, data: str | None, device: str
+    outcome: Outcome,
+    checkpoint: str | Path | None,
+    checkpoint_key: str | None,
+    data: str | None,
+    device: str,
 ) -> tuple[Bench | None, str | None]:
     """The model and the data of a run, or why they are not at hand, as a part of a sentence.
 
@@ -108,6 +109,14 @@ def open_bench(
         raise RunError(
             f"--checkpoint must be the weights that {outcome.run.path} was searched with, sha256 "
             f"{sha256}, got {checkpoint}; give that file, or leave the option out."
+        )
+    if checkpoint_key is not None and checkpoint_key != identity.get(
+        "checkpoint_key", checkpoint_key
+    ):
+        searched = identity["checkpoint_key"] or "none"
+        raise RunError(
+            f"--checkpoint-key must be the one that {outcome.run.path} was searched with, "
+            f"{searched}, got {checkpoint_key}; give that one, or leave the option out."
         )
     known = [Path(p) for p in (checkpoint, call.get("checkpoint"), shipped_checkpoint(model)) if p]
     found = next((p for p in known if _is_file_of(p, sha256)), None)
@@ -124,6 +133,7 @@ def open_bench(
         objectives=outcome.objectives,
         batch_size=int(call["batch_size"]),
         amp=bool(call["amp"]),
+        checkpoint_key=identity.get("checkpoint_key", checkpoint_key),
     )
     try:
         same = evaluators.identity()["data"] == identity["data"]

@@ -15,6 +15,7 @@ from search.racing import Cost, Rival
 from search.surrogate import Prospect, Surrogate, expected_gain
 from search.synthetic import SyntheticEvaluator
 from ssmprune import Policy
+from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Scorer, Stage
 
 FIGURES = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stages=()))
@@ -63,7 +64,7 @@ def test_surrogate_predicts_measured_policies(table: PolicyTable) -> None:
     """From 80 policies the others, whose top1 has a standard deviation of 15 points."""
     rows = np.random.default_rng(0).permutation(len(table.policies))
     top1 = 100 * table.correct.mean(axis=1)
-    points = np.array([Prospect.of(policy).point for policy in table.policies])
+    points = np.array([Prospect.of(policy, table.space.config).point for policy in table.policies])
     learnt, others = rows[:80], rows[80:]
     surrogate = Surrogate(points[learnt], top1[learnt], np.zeros(80))
     mean, deviation = surrogate.predict(points[others])
@@ -74,7 +75,7 @@ def test_surrogate_predicts_measured_policies(table: PolicyTable) -> None:
 
 
 def test_points_tell_apart_what_a_policy_does() -> None:
-    stage = Stage(layer=1, keep_ratio=0.5)
+    config, stage = find_config("vim_nano"), Stage(layer=1, keep_ratio=0.5)
     plain = Policy(model="vim_nano", stages=(stage,), scorer=Scorer(name="l1"))
     changes: list[dict[str, object]] = [
         {},
@@ -84,10 +85,14 @@ def test_points_tell_apart_what_a_policy_does() -> None:
         {"alignment": Alignment(conv="position")},
         {"alignment": Alignment(decay="zero_input", strength=0.5)},
     ]
-    points = [tuple(Prospect.of(plain.model_copy(update=change)).point) for change in changes]
+    points = [
+        tuple(Prospect.of(plain.model_copy(update=change), config).point) for change in changes
+    ]
     assert len(set(points)) == len(points)
     own = stage.model_copy(update={"scorer": Scorer(name="l1")})
-    assert tuple(Prospect.of(plain.model_copy(update={"stages": (own,)})).point) == points[0]
+    assert (
+        tuple(Prospect.of(plain.model_copy(update={"stages": (own,)}), config).point) == points[0]
+    )
 
 
 def promise(
@@ -95,7 +100,7 @@ def promise(
     rows: np.ndarray,
     seen: dict[int, Seen] | None = None,
 ) -> Promise:
-    prospects = {int(row): Prospect.of(table.policies[row]) for row in rows}
+    prospects = {int(row): Prospect.of(table.policies[row], table.space.config) for row in rows}
     top1 = {row: 100 * float(table.correct[row].mean()) for row in prospects}
     rivals = [
         Rival(row, one.cost, replace(FIGURES, top1=top1[row]), table.correct[row])
@@ -116,10 +121,12 @@ def test_best_adds_far_more_than_most(table: PolicyTable) -> None:
     for seed in range(10):
         rows = np.random.default_rng(seed).permutation(len(table.policies))[:140]
         top1 = 100 * table.correct[rows].mean(axis=1)
-        flops = np.array([Cost.of(table.policies[row]).flops for row in rows])
+        flops = np.array([Cost.of(table.policies[row], table.space.config).flops for row in rows])
         flops = flops / table.space.dense_flops
         known = list(zip(flops[:40], top1[:40], strict=True))
-        waiting = {int(row): Prospect.of(table.policies[row]) for row in rows[40:]}
+        waiting = {
+            int(row): Prospect.of(table.policies[row], table.space.config) for row in rows[40:]
+        }
         found = list(waiting).index(promise(table, rows[:40]).best(waiting, running=[]))
         real = expected_gain(top1[40:], np.full(100, 1e-9), flops[40:], known)
         chosen, mean = chosen + real[found], mean + real.mean()
@@ -128,7 +135,7 @@ def test_best_adds_far_more_than_most(table: PolicyTable) -> None:
 
 def test_candidate_promises_less_once_it_is_running(table: PolicyTable) -> None:
     rows = np.random.default_rng(0).permutation(len(table.policies))[:140]
-    waiting = {int(row): Prospect.of(table.policies[row]) for row in rows[40:]}
+    waiting = {int(row): Prospect.of(table.policies[row], table.space.config) for row in rows[40:]}
     known = promise(table, rows[:40])
     best = waiting[known.best(waiting, running=[])]
     assert known.gains([best], running=[best]) < known.gains([best], running=[])
@@ -137,7 +144,7 @@ def test_candidate_promises_less_once_it_is_running(table: PolicyTable) -> None:
 def test_images_that_were_seen_count(table: PolicyTable) -> None:
     """A policy that gets the first 91 images all wrong promises next to nothing."""
     rows = np.random.default_rng(0).permutation(len(table.policies))[:140]
-    waiting = {int(row): Prospect.of(table.policies[row]) for row in rows[40:]}
+    waiting = {int(row): Prospect.of(table.policies[row], table.space.config) for row in rows[40:]}
     best = promise(table, rows[:40]).best(waiting, running=[])
     seen = {best: Seen(waiting[best], np.zeros(91, bool))}
     wrong = promise(table, rows[:40], seen=seen)

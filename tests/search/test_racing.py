@@ -252,7 +252,12 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
     """Each member of the true front against its rival, in 100 orders of the images."""
     table = PolicyTable.load()
     rivals = [
-        Rival(row, Cost.of(policy), replace(FIGURES, top1=float(correct.mean())), correct)
+        Rival(
+            row,
+            Cost.of(policy, table.space.config),
+            replace(FIGURES, top1=float(correct.mean())),
+            correct,
+        )
         for row, (policy, correct) in enumerate(zip(table.policies, table.correct, strict=True))
     ]
     measured = [

@@ -76,6 +76,7 @@ def test_every_member_is_tuned_under_its_policy_and_written_down(
     front = Outcome.read(finished_run).members
     assert [c["policy"] for c in trained] == [member.policy for member in front]
     assert {c["init"] for c in trained} == {weights}
+    assert {(c["checkpoint_key"], c["num_classes"]) for c in trained} == {(None, 10)}
     assert {(c["settings"].epochs, c["settings"].distill) for c in trained} == {(0.5, 0.5)}
     assert len({c["out"] for c in trained}) == len(front)
     data = json.loads((finished_run / "recovery.json").read_text())
