@@ -5,7 +5,8 @@ This is the only place that knows the names of an Optuna trial's parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -16,10 +17,13 @@ from optuna.trial import BaseTrial, FixedTrial
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from search.measurement import Measurement, Objective
+from search.spacefaults import unfit
 from ssmprune.errors import SpaceError
+from ssmprune.extensions import recorded
+from ssmprune.faults import Fault
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig, with_classes
-from ssmprune.models.zoo import find_config, model_names
+from ssmprune.models.zoo import find_config
 from ssmprune.policy import (
     Alignment,
     DecayName,
@@ -28,9 +32,9 @@ from ssmprune.policy import (
     Scorer,
     ScorerName,
     Stage,
-    conv_fault,
-    scorer_fault,
 )
+from ssmprune.pruning.alignment import find_decay
+from ssmprune.pruning.scorers import find_scorer
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
@@ -46,27 +50,26 @@ Value = TypeVar("Value")
 
 def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
     if not values:
-        raise ValueError("at least one value must stand in the list, got []; add one")
+        raise ValueError(Fault("at least one value must stand in the list, got []", "add one"))
     twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice:
-        raise ValueError(f"values must differ, got {twice[0]!r} twice; remove one of the two")
+        raise ValueError(
+            Fault(f"values must differ, got {twice[0]!r} twice", "remove one of the two")
+        )
     return values
 
 
 def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
     if not layers or list(layers) != sorted(set(layers)):
-        raise ValueError(
-            f"layers must be at least one and ascend, got {list(layers)}; list each once, sorted"
-        )
+        got = f"layers must be at least one and ascend, got {list(layers)}"
+        raise ValueError(Fault(got, "list each once, sorted"))
     return layers
 
 
 def _few(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
     if len(objectives) > MOST_OBJECTIVES:
-        raise ValueError(
-            f"objectives must be at most {MOST_OBJECTIVES}, got {len(objectives)}; "
-            "remove those that matter least"
-        )
+        got = f"objectives must be at most {MOST_OBJECTIVES}, got {len(objectives)}"
+        raise ValueError(Fault(got, "remove those that matter least"))
     return objectives
 
 
@@ -104,16 +107,24 @@ class Ratios(FilePart):
     def _fits_together(self) -> Ratios:
         steps = (self.high - self.low) / self.step
         if self.low >= self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}; lower it")
+            raise ValueError(
+                Fault(f"low must be below high, got {self.low} and {self.high}", "lower it")
+            )
         if abs(steps - round(steps)) > 1e-6:
             raise ValueError(
-                f"high must be a whole number of steps above low, got {self.low} to {self.high} "
-                f"in steps of {self.step}; change the step"
+                Fault(
+                    f"high must be a whole number of steps above low, got {self.low} to "
+                    f"{self.high} in steps of {self.step}",
+                    "change the step",
+                )
             )
         if (self.stages is None) != (self.per != "stage"):
             raise ValueError(
-                "stages must be given with `per: stage`, and only there, got "
-                f"per: {self.per} and stages: {self.stages}; add or remove stages"
+                Fault(
+                    "stages must be given with `per: stage`, and only there, got "
+                    f"per: {self.per} and stages: {self.stages}",
+                    "add or remove stages",
+                )
             )
         return self
 
@@ -159,7 +170,9 @@ class FlopsLimits(FilePart):
     @model_validator(mode="after")
     def _ordered(self) -> FlopsLimits:
         if self.min >= self.max:
-            raise ValueError(f"min must be below max, got {self.min} and {self.max}; lower min")
+            raise ValueError(
+                Fault(f"min must be below max, got {self.min} and {self.max}", "lower min")
+            )
         return self
 
 
@@ -229,8 +242,11 @@ class Schedule(FilePart):
         equal = (self.layers is not None, self.keep_ratio is not None)
         if equal != (self.stages is None,) * 2:
             raise ValueError(
-                "a schedule must have either stages, or layers and keep_ratio, "
-                f"got {', '.join(sorted(self.model_fields_set))}; keep one of the two forms"
+                Fault(
+                    "a schedule must have either stages, or layers and keep_ratio, "
+                    f"got {', '.join(sorted(self.model_fields_set))}",
+                    "keep one of the two forms",
+                )
             )
         return self
 
@@ -276,18 +292,30 @@ class SearchSpace(FilePart):
     schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
         default=(), description="a list of known schedules to try first"
     )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="modules of your own that a search imports first, as `--import`; "
+        "paths of .py files are relative to this file",
+    )
 
     _num_classes: int | None = PrivateAttr(None)
 
     @classmethod
-    def load(cls, path: str | Path) -> SearchSpace:
-        """Read a search space file.
+    def load(cls, path: str | Path, imports: Iterable[str] = ()) -> SearchSpace:
+        """Read a search space file; its own `imports` are not imported.
+
+        Args:
+            path: The file.
+            imports: Modules that it was searched with, which the message on an unknown name names.
 
         Raises:
             SpaceError: The file is missing, is no plain YAML, breaks a rule of the format or does
                 not fit its model; the message names every fault.
         """
-        return cls._parse(YamlFile.read(Path(path), SpaceError))
+        file = YamlFile.read(Path(path), SpaceError)
+        file.imports = tuple(imports)
+        return cls.of(file)
 
     @classmethod
     def from_yaml(cls, text: str, place: str = "space") -> SearchSpace:
@@ -296,19 +324,24 @@ class SearchSpace(FilePart):
         Raises:
             SpaceError: As `load`.
         """
-        return cls._parse(YamlFile(text, place, SpaceError))
+        return cls.of(YamlFile(text, place, SpaceError))
 
     @classmethod
-    def _parse(cls, file: YamlFile) -> SearchSpace:
-        fitting = [*_misplaced_layers(file), *_unfit_choices(file)]
-        space = parse(file, cls, SpaceError, fitting)
+    def of(cls, file: YamlFile) -> SearchSpace:
+        """The search space of a file that has been parsed.
+
+        Raises:
+            SpaceError: As `load`.
+        """
+        file.imports = file.imports or recorded(file.data.get("imports"))
+        space = parse(file, cls, SpaceError, unfit(file.data))
         faults = [
-            *space._reduction_faults(file),
-            *space._schedule_faults(file),
-            *space._limit_faults(file),
+            *space._reduction_faults(),
+            *space._schedule_faults(),
+            *space._limit_faults(),
         ]
         if faults:
-            raise SpaceError("\n".join(faults))
+            raise SpaceError("\n".join(map(file.told, faults)))
         return space
 
     def with_classes(self, num_classes: int | None) -> SearchSpace:
@@ -316,6 +349,18 @@ class SearchSpace(FilePart):
         bound, own = self.model_copy(), find_config(self.model).num_classes
         bound._num_classes = None if num_classes == own else num_classes
         return bound
+
+    def require_names(self) -> None:
+        """Make sure that this process knows what the space names, when it was read by another.
+
+        Raises:
+            UsageError: A scorer, decay or model is unknown here.
+        """
+        find_config(self.model)
+        for name in self.scorer:
+            find_scorer(name)
+        for name in self.alignment.decay:
+            find_decay(name)
 
     @property
     def config(self) -> ModelConfig:
@@ -403,7 +448,7 @@ class SearchSpace(FilePart):
         """
         fault = self._outside(policy.stages, policy.scorer.name)
         if fault:
-            raise SpaceError(f"{fault}.")
+            raise SpaceError(fault.told())
         alignment = policy.alignment
         scorers = _scorers(policy.stages, policy.scorer.name)
         params = self._stage_params(policy.stages, scorers)
@@ -566,85 +611,87 @@ class SearchSpace(FilePart):
         choices = self.alignment
         return Alignment(decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0])
 
-    def _outside(self, stages: Sequence[Stage], scorer: str) -> str | None:
-        """Why stages are not in the space, as "rule, value; remedy"; None when they are."""
+    def _outside(self, stages: Sequence[Stage], scorer: str) -> Fault | None:
+        """Why stages are not in the space; None when they are."""
         ratios = self.ratios
         places = [stage.layer for stage in stages]
         if places != sorted(set(places)):
-            return f"the stages' layers must ascend, got {places}; list each once, sorted"
+            rule = f"the stages' layers must ascend, got {places}"
+            return Fault(rule, "list each once, sorted")
         own = [stage.scorer.name for stage in stages if stage.scorer]
         if own and self.reduction == "grid":
-            return f"scorer must not be given with `reduction: grid`, got {own[0]!r}; remove it"
+            rule = f"scorer must not be given with `reduction: grid`, got {own[0]!r}"
+            return Fault(rule, "remove it")
         scorers = _scorers(stages, scorer)
         unknown = [name for name in scorers if name not in self.scorer]
         if unknown:
-            return (
-                f"scorer must be one of {list(self.scorer)}, got {unknown[0]!r}; add it to scorer"
-            )
+            rule = f"scorer must be one of {list(self.scorer)}, got {unknown[0]!r}"
+            return Fault(rule, "add it to scorer")
         if self.scorer_per == "policy" and len(set(scorers)) > 1:
-            return (
-                "stages must share one scorer with `scorer_per: policy`, "
-                f"got {', '.join(scorers)}; write `scorer_per: stage`"
-            )
+            rule = "stages must share one scorer with `scorer_per: policy`"
+            return Fault(f"{rule}, got {', '.join(scorers)}", "write `scorer_per: stage`")
         for stage in stages:
             if stage.layer not in ratios.layers:
-                return (
-                    f"layer must be one of ratios.layers, got {stage.layer}; "
-                    f"the layers are {list(ratios.layers)}"
-                )
+                rule = f"layer must be one of ratios.layers, got {stage.layer}"
+                return Fault(rule, f"the layers are {list(ratios.layers)}")
             if stage.keep_ratio not in ratios.grid():
-                return (
-                    f"keep_ratio must be one of {ratios.low}, {ratios.low + ratios.step:g}, ... "
-                    f"{ratios.high}, got {stage.keep_ratio}; change it, or ratios.step"
-                )
+                grid = f"{ratios.low}, {ratios.low + ratios.step:g}, ... {ratios.high}"
+                rule = f"keep_ratio must be one of {grid}, got {stage.keep_ratio}"
+                return Fault(rule, "change it, or ratios.step")
         if ratios.per == "layer" and ratios.high < 1 and len(stages) < len(ratios.layers):
-            return "stages must stand at every layer where ratios.high is below 1.0; raise high"
+            rule = "stages must stand at every layer where ratios.high is below 1.0"
+            return Fault(rule, "raise high")
         if ratios.stages is not None and len(stages) > ratios.stages:
-            return f"stages must be at most {ratios.stages}, got {len(stages)}; raise ratios.stages"
+            rule = f"stages must be at most {ratios.stages}, got {len(stages)}"
+            return Fault(rule, "raise ratios.stages")
         if ratios.stages is not None and not stages and ratios.high < 1:
-            return "stages must not be empty where ratios.high is below 1.0; raise high"
+            return Fault("stages must not be empty where ratios.high is below 1.0", "raise high")
         if ratios.per == "schedule" and self._line_ends(stages) is None:
             kept = ", ".join(f"{stage.layer}: {stage.keep_ratio}" for stage in stages) or "none"
-            return (
+            return Fault(
                 "keep ratios must lie on a line over successive layers of ratios.layers with "
-                f"`per: schedule`, got {kept}; change them, or write `per: layer`"
+                f"`per: schedule`, got {kept}",
+                "change them, or write `per: layer`",
             )
         return None
 
-    def _reduction_faults(self, file: YamlFile) -> Iterator[str]:
+    def _reduction_faults(self) -> Iterator[Fault]:
         fitting = "tokens" if self.config.prunable else "grid"
         if self.reduction != fitting:
-            yield (
-                f"reduction must be {fitting} for {self.model}, got {self.reduction} at "
-                f"{file.at(('reduction',))}; write `reduction: {fitting}`."
+            yield Fault(
+                f"reduction must be {fitting} for {self.model}, got {self.reduction}",
+                f"write `reduction: {fitting}`",
+                ("reduction",),
             )
         if self.reduction == "grid":
             for key in ("scorer", "scorer_per", "alignment"):
                 if getattr(self, key) != SearchSpace.model_fields[key].default:
-                    yield (
+                    yield Fault(
                         f"{key} must not be given with `reduction: grid`, where no token is scored "
-                        f"or leaves a gap, got one at {file.at((key,))}; remove it."
+                        "or leaves a gap, got one",
+                        "remove it",
+                        (key,),
                     )
 
-    def _limit_faults(self, file: YamlFile) -> Iterator[str]:
+    def _limit_faults(self) -> Iterator[Fault]:
         measured: dict[str, Objective] = {
             "latency_ratio": "latency_ms",
             "memory_ratio": "peak_memory_bytes",
         }
         for limit, objective in measured.items():
             if getattr(self.limits, limit) is not None and objective not in self.objectives:
-                yield (
-                    f"{limit} must have no limit where {objective} is no objective, got one at "
-                    f"{file.at(('limits', limit))}; add {objective} to objectives."
+                yield Fault(
+                    f"{limit} must have no limit where {objective} is no objective, got one",
+                    f"add {objective} to objectives",
+                    ("limits", limit),
                 )
 
-    def _schedule_faults(self, file: YamlFile) -> Iterator[str]:
+    def _schedule_faults(self) -> Iterator[Fault]:
         for index, schedule in enumerate(self.schedules):
             for _, stages in schedule.expand():
                 fault = self._outside(stages, schedule.scorer or self.scorer[0])
                 if fault:
-                    rule, _, remedy = fault.partition("; ")
-                    yield f"{rule} at {file.at(('schedules', index))}; {remedy}."
+                    yield replace(fault, location=("schedules", index))
                     break
 
 
@@ -666,53 +713,3 @@ def _scorers(stages: Sequence[Stage], scorer: str) -> list[str]:
 def _pick(trial: BaseTrial, name: str, choices: tuple[Any, ...]) -> Any:
     """A choice of the trial; a single one is no parameter."""
     return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
-
-
-def _misplaced_layers(file: YamlFile) -> Iterator[str]:
-    """Layers that the model does not have, wherever they stand in the file."""
-    name = file.data.get("model")
-    if not isinstance(name, str) or name not in model_names():
-        return
-    depth = find_config(name).depth
-    for location, layer in _layers(file.data):
-        if type(layer) is int and layer >= depth:
-            yield (
-                f"layer must be below {depth}, the depth of {name}, got {layer} at "
-                f"{file.at(location)}; the last block is {depth - 1}."
-            )
-
-
-def _unfit_choices(file: YamlFile) -> Iterator[str]:
-    """Scorers and convolutions that the model cannot be pruned with."""
-    name, scorers, alignment = (file.data.get(key) for key in ("model", "scorer", "alignment"))
-    if not isinstance(name, str) or name not in model_names():
-        return
-    config = find_config(name)
-    convs = alignment.get("conv", ["compact"]) if isinstance(alignment, dict) else ["compact"]
-    faults: list[tuple[tuple[int | str, ...], str | None]] = []
-    for index, scorer in enumerate(scorers if isinstance(scorers, list) else ()):
-        if isinstance(scorer, str):
-            faults.append((("scorer", index), scorer_fault(scorer, config)))
-    for index, conv in enumerate(convs if isinstance(convs, list) else ()):
-        faults.append((("alignment", "conv", index), conv_fault(conv, config)))
-    for location, fault in faults:
-        if fault:
-            rule, _, remedy = fault.partition("; ")
-            yield f"{rule} at {file.at(location)}; {remedy}."
-
-
-def _layers(data: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Any]]:
-    """Every layer that a space file names, with its location."""
-    ratios, schedules = data.get("ratios"), data.get("schedules")
-    if isinstance(ratios, dict) and isinstance(ratios.get("layers"), list):
-        for index, layer in enumerate(ratios["layers"]):
-            yield ("ratios", "layers", index), layer
-    for number, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
-        if not isinstance(schedule, dict):
-            continue
-        place = ("schedules", number)
-        for key in ("layers", "stages"):
-            values = schedule.get(key)
-            for index, value in enumerate(values if isinstance(values, list) else ()):
-                layer = value.get("layer") if isinstance(value, dict) else value
-                yield (*place, key, index), layer

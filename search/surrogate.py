@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from search.front import pruning_key
 from search.racing import Cost
 from ssmprune.models.configs import ModelConfig
-from ssmprune.policy import Policy, decay_names, scorer_names
+from ssmprune.policy import Policy
+from ssmprune.pruning.alignment import decays
+from ssmprune.pruning.scorers import scorers
 
 LENGTHS = (1.5, 3.0, 6.0)
 """Length scales to choose from; 1 is another scorer, or 1/3 more or less of log tokens."""
@@ -50,7 +52,8 @@ class Prospect:
         cost = Cost.of(policy, config)
         logs = np.log(np.divide(cost.tokens, config.block_tokens))
         stages = policy.effective_stages(config)
-        scorers = [policy.stage_scorer(stage).name for stage, _ in stages]
+        names = sorted(scorers.names())
+        chosen = [policy.stage_scorer(stage).name for stage, _ in stages]
         alignment = policy.alignment
         return cls(
             repr(pruning_key(policy)),
@@ -58,8 +61,8 @@ class Prospect:
             np.concatenate(
                 [
                     3 * logs / np.sqrt(len(logs)),
-                    [scorers.count(s) / max(1, len(stages)) / SQRT2 for s in sorted(scorer_names)],
-                    [(alignment.decay == decay) / SQRT2 for decay in decay_names],
+                    [chosen.count(s) / max(1, len(stages)) / SQRT2 for s in names],
+                    [(alignment.decay == decay) / SQRT2 for decay in decays.names()],
                     [alignment.strength * (alignment.decay != "none")],
                     [alignment.conv != "compact"],
                 ]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ssmprune import timm_registry as _timm_registry
 from ssmprune.errors import SsmpruneError
 from ssmprune.policy import Policy
-from ssmprune.pruning import alignment as _alignment  # noqa: F401 - names the decays
-from ssmprune.pruning import scorers as _scorers  # noqa: F401 - names the scorers
 from ssmprune.pruning.apply import apply_policy, remove_policy
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ Every message states the rule, the value, the place and the remedy.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from ssmprune.faults import unknown
 
 
 class SsmpruneError(Exception):
@@ -87,7 +88,4 @@ class Faults:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not registered, with the nearest registered ones."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
-    return f"unknown {kind} {name!r}; {remedy}"
+    return unknown(kind, name, known).told()

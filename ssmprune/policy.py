@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     Field,
@@ -26,48 +26,39 @@ from pydantic import (
 )
 
 from ssmprune.errors import PolicyError, unknown_name
+from ssmprune.extensions import recorded
+from ssmprune.faults import Fault, Location, listed
 from ssmprune.models.configs import ModelConfig
-from ssmprune.models.zoo import find_config, model_names
-from ssmprune.yamlfile import FilePart, Location, YamlFile, parse, write_atomically
+from ssmprune.models.zoo import configs, find_config
+from ssmprune.pruning.alignment import decays
+from ssmprune.pruning.scorers import scorers
+from ssmprune.registry import Registry
+from ssmprune.yamlfile import FilePart, YamlFile, parse, to_yaml, write_atomically
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 
 _SHIPPED = Path(__file__).parent / "policies"
 
-# Filled by `ssmprune.pruning.scorers.register_scorer`; the second holds those that need a class
-# token.
-scorer_names: set[str] = set()
-class_token_scorers: set[str] = set()
 
-# Filled by `ssmprune.pruning.alignment.register_decay`.
-decay_names: list[str] = ["none"]
+def _known(registry: Registry[Any]) -> AfterValidator:
+    """Holds a name against a registry."""
 
+    def check(name: str, info: ValidationInfo) -> str:
+        if name not in registry:
+            imports = info.context.imports if isinstance(info.context, YamlFile) else ()
+            raise ValueError(registry.unknown(name, imports))
+        return name
 
-def _known_scorer(name: str) -> str:
-    if name not in scorer_names:
-        raise ValueError(unknown_name("scorer", name, scorer_names).rstrip(".?"))
-    return name
+    return AfterValidator(check)
 
 
-def _known_decay(name: str) -> str:
-    if name not in decay_names:
-        raise ValueError(unknown_name("decay", name, decay_names).rstrip(".?"))
-    return name
-
-
-def _known_model(name: str) -> str:
-    if name not in model_names():
-        raise ValueError(unknown_name("model", name, model_names()).rstrip(".?"))
-    return name
-
-
-ScorerName = Annotated[str, AfterValidator(_known_scorer)]
+ScorerName = Annotated[str, _known(scorers)]
 DecayName = Annotated[
     str,
-    AfterValidator(_known_decay),
-    Field(json_schema_extra=lambda schema: schema.update(enum=[*decay_names])),
+    _known(decays),
+    Field(json_schema_extra=lambda schema: schema.update(enum=[*decays.filed()])),
 ]
-ModelName = Annotated[str, AfterValidator(_known_model)]
+ModelName = Annotated[str, _known(configs)]
 
 
 class Scorer(FilePart):
@@ -76,7 +67,7 @@ class Scorer(FilePart):
     name: ScorerName = Field(
         default="clipped_sum",
         description="the name of a scorer, such as clipped_sum or l1",
-        json_schema_extra=lambda schema: schema.update(enum=[*sorted(scorer_names)]),
+        json_schema_extra=lambda schema: schema.update(enum=[*sorted(scorers.filed())]),
     )
     seed: int = Field(default=0, ge=0, description="seed of the random scorer, 0 or more")
 
@@ -108,10 +99,8 @@ class Stage(FilePart):
     @model_validator(mode="after")
     def _one_rule(self) -> Stage:
         if (self.keep_ratio is None) == (self.keep_count is None):
-            raise ValueError(
-                "a stage must have either keep_ratio or keep_count, "
-                f"got {'neither' if self.keep_ratio is None else 'both'}"
-            )
+            got = "neither" if self.keep_ratio is None else "both"
+            raise ValueError(Fault(f"a stage must have either keep_ratio or keep_count, got {got}"))
         return self
 
     def keep(self, entering: int) -> int:
@@ -157,7 +146,7 @@ class Policy(FilePart):
     )
     model: ModelName = Field(
         description="the name of a model of `ssmprune models`",
-        json_schema_extra=lambda schema: schema.update(enum=[*model_names()]),
+        json_schema_extra=lambda schema: schema.update(enum=[*sorted(configs.filed())]),
     )
     reduction: Literal["tokens", "grid"] = Field(
         default="tokens",
@@ -180,12 +169,12 @@ class Policy(FilePart):
             return self
         faults = self.faults(find_config(self.model))
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("; ".join(map(str, faults)))
         return self
 
-    def faults(self, config: ModelConfig) -> list[str]:
-        """What keeps the policy from serving the model, as "rule, value; remedy" each."""
-        return [fault for _, fault in _faults(self.model_dump(), config)]
+    def faults(self, config: ModelConfig) -> list[Fault]:
+        """What keeps the policy from serving the model."""
+        return list(_faults(self.model_dump(), config))
 
     def stage_scorer(self, stage: Stage) -> Scorer:
         """The scorer that decides at `stage`."""
@@ -247,12 +236,11 @@ class Policy(FilePart):
 
     @classmethod
     def _parse(cls, file: YamlFile) -> Policy:
-        name = file.data.get("model")
-        misplaced: list[str] = []
-        if isinstance(name, str) and name in model_names():
-            for location, fault in _faults(file.data, find_config(name)):
-                rule, _, remedy = fault.partition("; ")
-                misplaced.append(f"{rule} at {file.at(location)}; {remedy}.")
+        name, provenance = file.data.get("model"), file.data.get("provenance")
+        if isinstance(provenance, dict):
+            file.imports = recorded(provenance.get("imports"))
+        is_known = isinstance(name, str) and name in configs
+        misplaced = _faults(file.data, find_config(name)) if is_known else ()
         return parse(file, cls, PolicyError, misplaced)
 
     def to_yaml(self) -> str:
@@ -262,33 +250,35 @@ class Policy(FilePart):
         for part in (data, *data["stages"]):
             if "scorer" in part and part["scorer"]["name"] != "random":
                 del part["scorer"]["seed"]
-        return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
+        return to_yaml(data)
 
     def save(self, path: str | Path) -> None:
         """Write the policy file; the file appears whole or not at all."""
         write_atomically(Path(path), self.to_yaml())
 
 
-def scorer_fault(name: str, config: ModelConfig) -> str | None:
-    """Why a scorer cannot serve the model, as "rule, value; remedy"; None where it can."""
-    if name not in class_token_scorers or config.prefix_positions:
+def scorer_fault(name: str, config: ModelConfig) -> Fault | None:
+    """Why a scorer cannot serve the model; None where it can, and where it is unknown."""
+    if config.prefix_positions or name not in scorers or not scorers[name].class_token:
         return None
-    others = ", ".join(sorted(scorer_names - class_token_scorers))
-    return f"scorer must do without a class token on {config.name}, got {name!r}; use {others}"
-
-
-def conv_fault(conv: str, config: ModelConfig) -> str | None:
-    """Why a convolution cannot serve the model, as "rule, value; remedy"; None where it can."""
-    if conv != "compact" or not config.convolves_grid:
-        return None
-    return (
-        f"conv must be position on {config.name}, whose convolution reads the grid, "
-        f"got {conv!r}; set alignment.conv to position"
+    others = listed(sorted(n for n in scorers.names() if not scorers[n].class_token))
+    return Fault(
+        f"scorer must do without a class token on {config.name}, got {name!r}", f"use {others}"
     )
 
 
-def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:
-    """What does not fit together or the model in a policy: place and sentence.
+def conv_fault(conv: str, config: ModelConfig) -> Fault | None:
+    """Why a convolution cannot serve the model; None where it can."""
+    if conv != "compact" or not config.convolves_grid:
+        return None
+    return Fault(
+        f"conv must be position on {config.name}, whose convolution reads the grid, got {conv!r}",
+        "set alignment.conv to position",
+    )
+
+
+def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
+    """What does not fit together or the model in a policy.
 
     Values that break a rule of their own are passed over; pydantic tells those.
     """
@@ -299,10 +289,11 @@ def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Loca
         yield from _grid_faults(data, stages, config)
         return
     if stages and not config.prunable:
-        yield (
-            ("reduction",),
+        yield Fault(
             f"reduction must be grid for {config.name}, which needs whole grids between its "
-            "blocks, got tokens; write `reduction: grid`",
+            "blocks, got tokens",
+            "write `reduction: grid`",
+            ("reduction",),
         )
         return
     yield from _count_faults(stages, config.num_patches)
@@ -312,81 +303,84 @@ def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[tuple[Loca
 
 def _choice_faults(
     data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
-) -> Iterator[tuple[Location, str]]:
+) -> Iterator[Fault]:
     parts: list[tuple[Location, Any]] = [((), data)]
     parts += [(("stages", index), stage) for index, stage in enumerate(stages)]
     for place, part in parts:
         scorer = part.get("scorer") if isinstance(part, Mapping) else None
         name = scorer.get("name") if isinstance(scorer, Mapping) else None
-        told = scorer_fault(name, config) if isinstance(name, str) else None
-        if told:
-            yield (*place, "scorer", "name"), told
+        fault = scorer_fault(name, config) if isinstance(name, str) else None
+        if fault:
+            yield replace(fault, location=(*place, "scorer", "name"))
     alignment = data.get("alignment", {})
     if isinstance(alignment, Mapping):
-        told = conv_fault(alignment.get("conv", "compact"), config)
-        if told:
-            yield ("alignment", "conv"), told
+        fault = conv_fault(alignment.get("conv", "compact"), config)
+        if fault:
+            yield replace(fault, location=("alignment", "conv"))
 
 
-def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[tuple[Location, str]]:
+def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[Fault]:
     previous = -1
     for index, stage in enumerate(stages):
         layer = stage.get("layer") if isinstance(stage, dict) else None
         if type(layer) is not int or layer < 0:
             continue
         if layer >= config.depth:
-            yield (
-                ("stages", index),
-                f"layer must be below {config.depth}, the depth of {config.name}, got {layer}; "
+            yield Fault(
+                f"layer must be below {config.depth}, the depth of {config.name}, got {layer}",
                 f"the last block is {config.depth - 1}",
+                ("stages", index),
             )
         if layer <= previous:
             rule = "must not stand twice" if layer == previous else "must ascend"
-            yield (
+            yield Fault(
+                f"the stages' layers {rule}, got {layer} after {previous}",
+                "sort them",
                 ("stages", index),
-                f"the stages' layers {rule}, got {layer} after {previous}; sort them",
             )
         previous = max(layer, previous)
 
 
-def _count_faults(stages: Sequence[Any], tokens: int) -> Iterator[tuple[Location, str]]:
+def _count_faults(stages: Sequence[Any], tokens: int) -> Iterator[Fault]:
     for index, stage in enumerate(stages):
         try:
             kept = Stage.model_validate(stage).keep(tokens)
         except ValidationError:
             continue
         if kept > tokens:
-            yield (
-                ("stages", index),
+            yield Fault(
                 f"keep_count must not exceed the {tokens} patch tokens that enter the stage, "
-                f"got {kept}; lower it",
+                f"got {kept}",
+                "lower it",
+                ("stages", index),
             )
         tokens = min(tokens, kept)
 
 
 def _grid_faults(
     data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
-) -> Iterator[tuple[Location, str]]:
+) -> Iterator[Fault]:
     if config.prunable:
-        yield (
+        yield Fault(
+            f"reduction must be tokens for {config.name}, which has no resolution stages, got grid",
+            "remove `reduction`",
             ("reduction",),
-            f"reduction must be tokens for {config.name}, which has no resolution stages, "
-            "got grid; remove `reduction`",
         )
     for key, part in (("scorer", Scorer), ("alignment", Alignment)):
         if data.get(key) is not None and _differs(data[key], part()):
-            yield (
-                (key,),
+            yield Fault(
                 f"{key} must not be given with `reduction: grid`, where no token is scored or "
-                f"leaves a gap, got {data[key]}; remove it",
+                f"leaves a gap, got {data[key]}",
+                "remove it",
+                (key,),
             )
     for index, stage in enumerate(stages):
         for key in ("keep_count", "scorer"):
             if isinstance(stage, dict) and stage.get(key) is not None:
-                yield (
-                    ("stages", index),
-                    f"{key} must not be given with `reduction: grid`, got {stage[key]}; "
+                yield Fault(
+                    f"{key} must not be given with `reduction: grid`, got {stage[key]}",
                     "give keep_ratio alone",
+                    ("stages", index),
                 )
 
 

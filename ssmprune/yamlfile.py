@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from ssmprune.errors import FileError
+from ssmprune.faults import Fault, Location
 
-Location = tuple[int | str, ...]
 FileModel = TypeVar("FileModel", bound=BaseModel)
 
 
@@ -25,13 +28,32 @@ class FilePart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 7e-1 as a number, as YAML 1.2 does, where YAML 1.1 wants 7.0e-1."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+
 class YamlFile:
     """The data of a YAML file and the line on which each of its values stands.
 
     Attributes:
         data: The parsed document, plain Python values only.
+        text: The document.
         place: The file's name as messages give it.
         faults: Keys that stand twice in one mapping, as sentences.
+        imports: Modules that were imported where the file was made, as it records them; for
+            messages alone.
     """
 
     def __init__(self, text: str, place: str, error: type[FileError]):
@@ -40,12 +62,13 @@ class YamlFile:
         Raises:
             error: The text is no YAML, uses a tag, or holds no mapping.
         """
-        self.place = place
+        self.text, self.place = text, place
         self.faults: list[str] = []
-        self._lines: dict[Location, int] = {}
+        self.imports: tuple[str, ...] = ()
+        self._nodes: dict[Location, yaml.Node] = {}
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            self.data: Any = yaml.safe_load(text)
+            node = yaml.compose(text, Loader=_Loader)
+            self.data: Any = yaml.load(text, Loader=_Loader)  # a SafeLoader
         except yaml.YAMLError as fault:
             mark = getattr(fault, "problem_mark", None)
             line = f", line {mark.line + 1}" if mark else ""
@@ -81,19 +104,29 @@ class YamlFile:
 
     def at(self, location: Location) -> str:
         """Name of a place in the file: `stages[1].layer (policy.yaml, line 6)`."""
-        line = next(
-            (
-                self._lines[location[:end]]
-                for end in range(len(location), -1, -1)
-                if location[:end] in self._lines
-            ),
-            1,
-        )
+        parts = (location[:end] for end in range(len(location), -1, -1))
+        line = next((self._nodes[p].start_mark.line + 1 for p in parts if p in self._nodes), 1)
         name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
         return f"{name} ({self.place}, line {line})" if name else f"{self.place}, line {line}"
 
+    def told(self, fault: Fault) -> str:
+        """The sentence of a fault in this file."""
+        return fault.told(self.at(fault.location))
+
+    def with_texts(self, texts: Mapping[Location, str]) -> str:
+        """The document with other texts in place of some; all else stays as it is written."""
+        spans = {
+            (node.start_mark.index, node.end_mark.index): json.dumps(text)
+            for location, text in texts.items()
+            if (node := self._nodes[location])
+        }
+        written = self.text
+        for (start, end), text in sorted(spans.items(), reverse=True):
+            written = f"{written[:start]}{text}{written[end:]}"
+        return written
+
     def _index(self, node: yaml.Node, location: Location) -> None:
-        self._lines[location] = node.start_mark.line + 1
+        self._nodes[location] = node
         if isinstance(node, yaml.SequenceNode):
             for index, child in enumerate(node.value):
                 self._index(child, (*location, index))
@@ -108,40 +141,46 @@ class YamlFile:
                 seen.add(key.value)
                 self._index(child, (*location, key.value))
 
-    def validation_faults(self, fault: ValidationError, model: type[BaseModel]) -> Iterator[str]:
-        """One sentence (rule, value, place, remedy) for each fault that pydantic found."""
+    def validation_faults(self, fault: ValidationError, model: type[BaseModel]) -> Iterator[Fault]:
+        """What pydantic found, fault by fault."""
         for error in fault.errors(include_url=False):
             location = self._known(error["loc"])
-            place, key = self.at(location), str(error["loc"][-1]) if error["loc"] else ""
+            key = str(error["loc"][-1]) if error["loc"] else ""
             parent = _model_at(model, error["loc"][:-1])
             if error["type"] == "extra_forbidden":
                 known = _keys(parent)
                 near = difflib.get_close_matches(key, known, n=1)
-                remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}."
-                yield f"unknown key {key!r} at {place}; {remedy}"
+                remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                yield Fault(f"unknown key {key!r}", remedy, location)
             elif error["type"] == "missing":
-                yield f"key {key!r} is required at {place}; {_meaning(parent, key)}."
+                yield Fault(f"key {key!r} is required", _meaning(parent, key), location)
             elif error["type"] == "value_error":
-                rule, _, remedy = str(error["ctx"]["error"]).partition("; ")
-                yield f"{rule} at {place}; {remedy}." if remedy else f"{rule} at {place}."
+                yield replace(fault_of(error), location=location)
             else:
                 rule = re.sub(r"^Input should be", "must be", error["msg"])
                 rule = re.sub(r" dictionary or instance of \w+", " mapping of keys to values", rule)
                 name = f"entry {key}" if location and isinstance(location[-1], int) else key
-                meaning = _meaning(parent, key)
-                yield f"{name} {rule}, got {error['input']!r} at {place}; {meaning}."
+                got = f"{name} {rule}, got {error['input']!r}"
+                yield Fault(got, _meaning(parent, key), location)
 
     def _known(self, location: Location) -> Location:
         """A pydantic location without the names of union arms, which are no keys of the file."""
         known: Location = ()
         for index, part in enumerate(location):
-            if (*known, part) in self._lines or index == len(location) - 1:
+            if (*known, part) in self._nodes or index == len(location) - 1:
                 known = (*known, part)
         return known
 
 
+def fault_of(error: ErrorDetails) -> Fault:
+    """The fault that one of our validators has raised, as `ValueError(fault)`."""
+    [fault] = error["ctx"]["error"].args
+    assert isinstance(fault, Fault)
+    return fault
+
+
 def parse(
-    file: YamlFile, model: type[FileModel], error: type[FileError], more: list[str]
+    file: YamlFile, model: type[FileModel], error: type[FileError], more: Iterable[Fault] = ()
 ) -> FileModel:
     """Check the file's data against `model`.
 
@@ -158,11 +197,17 @@ def parse(
     try:
         checked = model.model_validate(file.data, context=file)
     except ValidationError as fault:
-        faults += file.validation_faults(fault, model)
-    faults += [fault for fault in more if fault not in faults]
+        faults += map(file.told, file.validation_faults(fault, model))
+    faults += map(file.told, more)
     if faults or checked is None:
-        raise error("\n".join(faults))
+        raise error("\n".join(dict.fromkeys(faults)))
     return checked
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Plain values as a document that `YamlFile` reads back to them."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+    return text
 
 
 def write_atomically(path: Path, text: str) -> None:

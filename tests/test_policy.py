@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ssmprune.errors import PolicyError
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Scorer, Stage, load_for, scorer_names
+from ssmprune.policy import Alignment, Policy, Scorer, Stage, load_for
+from ssmprune.pruning.scorers import scorers
 
 PUBLISHED = """
 schema: ssmprune.policy/1
@@ -29,7 +30,7 @@ policies = st.builds(
     Policy,
     model=st.just("vim_nano"),
     stages=stages,
-    scorer=st.builds(Scorer, name=st.sampled_from(sorted(scorer_names))),
+    scorer=st.builds(Scorer, name=st.sampled_from(sorted(scorers.names()))),
     alignment=st.builds(
         Alignment,
         decay=st.sampled_from(["none", "zero_input", "neighbor"]),
@@ -167,3 +168,23 @@ def test_policy_for_another_model_is_refused_with_both_names(tmp_path):
     Policy.from_yaml(PUBLISHED).save(tmp_path / "p.yaml")
     with pytest.raises(PolicyError, match=r"vim_small_patch16_224.*vim_nano"):
         load_for(tmp_path / "p.yaml", "vim_nano")
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("7e-1", 0.7), ("0.7", 0.7), ("7E-1", 0.7), (".7e0", 0.7), ("1e0", 1.0)]
+)
+def test_number_is_read_as_people_write_it(written, number):
+    text = f"model: vim_nano\nstages: [{{layer: 1, keep_ratio: {written}}}]\n"
+    assert Policy.from_yaml(text).stages == (Stage(layer=1, keep_ratio=number),)
+
+
+@pytest.mark.parametrize("written", ["'7e-1'", '"0.7"'])
+def test_number_in_quotes_is_text(written):
+    with pytest.raises(PolicyError, match="keep_ratio must be a valid number, got '"):
+        Policy.from_yaml(f"model: vim_nano\nstages: [{{layer: 1, keep_ratio: {written}}}]\n")
+
+
+@given(text=st.from_regex(r"[-+]?\.?[0-9]{0,3}\.?[0-9]{0,3}([eE][-+]?[0-9]{1,3})?", fullmatch=True))
+def test_text_that_looks_like_a_number_survives_the_file(text):
+    policy = Policy(model="vim_nano", stages=(), provenance={"run": text, "seed": 1e-4})
+    assert Policy.from_yaml(policy.to_yaml()) == policy

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import PruningPlan
+from ssmprune.registry import Registry
 
 NORM_FLOPS = 5  # per element, fvcore's figure for a norm with weights
 SCAN_FLOPS = 9  # per token, channel and state
@@ -73,29 +74,37 @@ class FamilyFlops(Protocol):
         """The charge for a traced operator, in a block whose `in_proj` costs as much."""
 
 
-_registered: dict[str, FamilyFlops] = {}
+_registered: Registry[FamilyFlops] = Registry("family")
 
 
 def register_family_flops(family: str, flops: FamilyFlops) -> None:
-    """File how a family is counted."""
-    _registered[family] = flops
+    """File how a family is counted.
+
+    Raises:
+        UsageError: The name is taken.
+    """
+    _registered.add(family, flops)
 
 
 def family_flops(family: str) -> FamilyFlops:
-    """How a family is counted."""
+    """How a family is counted.
+
+    Raises:
+        UsageError: The family is unknown.
+    """
     from ssmprune.measure import (  # built on this module
         flops_plain_mamba,
         flops_vim,
         flops_vmamba,
     )
 
-    families: dict[str, FamilyFlops] = {
-        "vim": flops_vim,
-        "plain_mamba": flops_plain_mamba,
-        "vmamba": flops_vmamba,
-        **_registered,
-    }
-    return families[family]
+    for name, flops in (
+        ("vim", flops_vim),
+        ("plain_mamba", flops_plain_mamba),
+        ("vmamba", flops_vmamba),
+    ):
+        _registered.add(name, flops)
+    return _registered[family]
 
 
 def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:

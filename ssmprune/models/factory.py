@@ -17,7 +17,7 @@ from ssmprune.models.checkpoint_file import read_weights
 from ssmprune.models.checkpoints import count_classes, load_weights
 from ssmprune.models.configs import with_classes, with_image_size
 from ssmprune.models.families import build_model
-from ssmprune.models.zoo import find_config, model_names
+from ssmprune.models.zoo import configs, find_config
 from ssmprune.policy import Policy, load_for
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.scan import Backend
@@ -106,5 +106,5 @@ def _timm_entry(name: str) -> Callable[..., nn.Module]:
     return entry
 
 
-for _name in model_names():
+for _name in configs.filed():
     setattr(sys.modules[__name__], _name, register_model(_timm_entry(_name)))

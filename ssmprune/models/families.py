@@ -3,25 +3,28 @@
 from collections.abc import Callable
 from typing import Any
 
-from ssmprune.errors import UsageError
 from ssmprune.measure.flops import FamilyFlops, register_family_flops
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.plain_mamba import PlainMamba
 from ssmprune.models.vim import Vim
 from ssmprune.models.vmamba import VMamba
+from ssmprune.registry import Registry
 from ssmprune.scan import Backend
 
-_FAMILIES: dict[str, Callable[[Any, Backend], Backbone]] = {
-    "vim": Vim,
-    "plain_mamba": PlainMamba,
-    "vmamba": VMamba,
-}
+families: Registry[Callable[[Any, Backend], Backbone]] = Registry("family")
+families.add("vim", Vim)
+families.add("plain_mamba", PlainMamba)
+families.add("vmamba", VMamba)
 
 
 def build_model(config: ModelConfig, backend: Backend = "auto") -> Backbone:
-    """The model that `config` describes, with random weights."""
-    return _FAMILIES[config.family](config, backend)
+    """The model that `config` describes, with random weights.
+
+    Raises:
+        UsageError: Its family is unknown.
+    """
+    return families[config.family](config, backend)
 
 
 def register_family(
@@ -37,7 +40,5 @@ def register_family(
     Raises:
         UsageError: The name is taken.
     """
-    if name in _FAMILIES:
-        raise UsageError(f"a family's name must be new, got {name!r}; choose another name.")
-    _FAMILIES[name] = model
+    families.add(name, model)
     register_family_flops(name, flops)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
-from ssmprune.errors import UsageError, unknown_name
 from ssmprune.models.configs import ModelConfig, PlainMambaConfig, VimConfig, VMambaConfig
+from ssmprune.registry import Registry
 
-_configs: dict[str, ModelConfig] = {}
+configs: Registry[ModelConfig] = Registry("model")
 
 
 def register_config(config: ModelConfig) -> None:
@@ -17,8 +17,7 @@ def register_config(config: ModelConfig) -> None:
     Raises:
         UsageError: Another configuration has this name.
     """
-    if _configs.setdefault(config.name, config) != config:
-        raise UsageError(f"a model's name must be new, got {config.name!r}; choose another name.")
+    configs.add(config.name, config)
 
 
 def find_config(name: str) -> ModelConfig:
@@ -27,14 +26,12 @@ def find_config(name: str) -> ModelConfig:
     Raises:
         UsageError: There is no such model; near names are suggested.
     """
-    if name not in _configs:
-        raise UsageError(unknown_name("model", name, _configs))
-    return _configs[name]
+    return configs[name]
 
 
 def model_names(pattern: str = "*") -> list[str]:
     """Names of the models that match a shell pattern, sorted."""
-    return sorted(fnmatch.filter(_configs, pattern))
+    return sorted(fnmatch.filter(configs.names(), pattern))
 
 
 _BASE = (128, 256, 512, 1024)

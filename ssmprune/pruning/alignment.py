@@ -17,17 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssmprune.errors import UsageError
-from ssmprune.policy import Alignment, decay_names
+from ssmprune.registry import Registry
 
 if TYPE_CHECKING:  # a policy needs the names alone
     from torch import Tensor
 
+    from ssmprune.policy import Alignment
     from ssmprune.scan import Gaps
 
 DecayFunction = Callable[["Tensor", "Tensor", float], "Gaps"]
 
-_decays: dict[str, DecayFunction] = {}
+decays: Registry[DecayFunction | None] = Registry("decay")
+decays.add("none", None)
 
 
 def register_decay(name: str) -> Callable[[DecayFunction], DecayFunction]:
@@ -41,13 +42,19 @@ def register_decay(name: str) -> Callable[[DecayFunction], DecayFunction]:
     """
 
     def register(decay: DecayFunction) -> DecayFunction:
-        if name in decay_names:
-            raise UsageError(f"a decay's name must be new, got {name!r}; choose another name.")
-        _decays[name] = decay
-        decay_names.append(name)
+        decays.add(name, decay)
         return decay
 
     return register
+
+
+def find_decay(name: str) -> DecayFunction | None:
+    """The decay called `name`; None for `none`.
+
+    Raises:
+        UsageError: There is no such decay; near names are suggested.
+    """
+    return decays[name]
 
 
 @register_decay("zero_input")
@@ -102,7 +109,7 @@ class AlignedTokens:
     def of(cls, settings: Alignment, positions_BL: Tensor, num_tokens: int) -> AlignedTokens:
         """Prepare the gaps of a token sequence for both directions."""
         counts = None
-        if settings.decay != "none" and settings.strength > 0:
+        if find_decay(settings.decay) is not None and settings.strength > 0:
             counts = (
                 gap_counts(positions_BL, num_tokens, reverse=False),
                 gap_counts(positions_BL, num_tokens, reverse=True),
@@ -116,7 +123,8 @@ class AlignedTokens:
 
     def gaps(self, delta_bias_E: Tensor, reverse: bool) -> Gaps | None:
         """The scan's gaps for a direction whose zero-input step is softplus(delta_bias)."""
-        if self.counts is None:
+        decay = find_decay(self.settings.decay)
+        if self.counts is None or decay is None:
             return None
         count_BL = self.counts[reverse].to(delta_bias_E.dtype)
-        return _decays[self.settings.decay](count_BL, delta_bias_E, self.settings.strength)
+        return decay(count_BL, delta_bias_E, self.settings.strength)

@@ -67,7 +67,7 @@ class PruningPlan:
             )
         faults = policy.faults(config)
         if faults:
-            raise PolicyError(f"{'; '.join(faults)}.")
+            raise PolicyError(f"{'; '.join(map(str, faults))}.")
         stages = policy.effective_stages(config)
         if policy.reduction == "grid":
             return cls(policy, {}, {stage.layer: stage for stage, _ in stages})

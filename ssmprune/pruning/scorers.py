@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssmprune.errors import UsageError
-from ssmprune.policy import class_token_scorers, scorer_names
+from ssmprune.registry import Registry
 
 if TYPE_CHECKING:  # a policy's FLOPs need the prices alone
     from torch import Tensor
@@ -51,13 +50,15 @@ class RegisteredScorer:
     Attributes:
         score: The rule.
         flops: Price for one image of L tokens, E channels and K directions.
+        class_token: Whether it only serves models with a class token.
     """
 
     score: ScoreFunction
     flops: CostFunction
+    class_token: bool
 
 
-_scorers: dict[str, RegisteredScorer] = {}
+scorers: Registry[RegisteredScorer] = Registry("scorer")
 
 
 def register_scorer(
@@ -76,20 +77,19 @@ def register_scorer(
     """
 
     def register(score: ScoreFunction) -> ScoreFunction:
-        if name in _scorers:
-            raise UsageError(f"a scorer's name must be new, got {name!r}; choose another name.")
-        _scorers[name] = RegisteredScorer(score, flops)
-        scorer_names.add(name)
-        if class_token:
-            class_token_scorers.add(name)
+        scorers.add(name, RegisteredScorer(score, flops, class_token))
         return score
 
     return register
 
 
 def find_scorer(name: str) -> RegisteredScorer:
-    """The scorer called `name`, which a validated policy names."""
-    return _scorers[name]
+    """The scorer called `name`.
+
+    Raises:
+        UsageError: There is no such scorer; near names are suggested.
+    """
+    return scorers[name]
 
 
 def sort_flops(length: int) -> int:

@@ -6,25 +6,18 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from timm.optim._optim_factory import list_optimizers
 
 from ssmprune.errors import RecipeError, UsageError, unknown_name
-from ssmprune.yamlfile import FilePart, YamlFile, parse
+from ssmprune.faults import Fault, unknown
+from ssmprune.yamlfile import FilePart, YamlFile, fault_of, parse
 
 SCHEMA: Literal["ssmprune.recipe/1"] = "ssmprune.recipe/1"
 _SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
-def _number(value: Any) -> Any:
-    """A number as people write it: YAML 1.1 takes 5e-6, without a point, for text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class TrainSettings(FilePart):
@@ -124,14 +117,14 @@ class TrainSettings(FilePart):
     def _known_optimizer(cls, name: str) -> str:
         known = [str(optimizer) for optimizer in list_optimizers()]
         if name not in known:
-            raise ValueError(unknown_name("optimizer", name, known).rstrip(".?"))
+            raise ValueError(unknown("optimizer", name, known))
         return name
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
-            raise ValueError(f"a recipe must have either steps or epochs, got {given}")
+            raise ValueError(Fault(f"a recipe must have either steps or epochs, got {given}"))
         return self
 
     def total_steps(self, images: int) -> int:
@@ -158,7 +151,7 @@ class TrainSettings(FilePart):
 
 def _sentence(error: Any) -> str:
     if error["type"] == "value_error":
-        return f"{error['ctx']['error']}."
+        return fault_of(error).told()
     rule = str(error["msg"]).replace("Input should be", "must be")
     return f"{error['loc'][0]} {rule}, got {error['input']}."
 
@@ -180,4 +173,4 @@ def load_recipe(recipe: str | Path) -> TrainSettings:
         if name not in shipped_recipes() and len(path.parts) == 1 and not path.suffix:
             raise UsageError(unknown_name("recipe", name, shipped_recipes()))
         path = _SHIPPED / f"{name}.yaml" if name in shipped_recipes() else path
-    return parse(YamlFile.read(path, RecipeError), TrainSettings, RecipeError, [])
+    return parse(YamlFile.read(path, RecipeError), TrainSettings, RecipeError)

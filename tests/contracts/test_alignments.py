@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ssmprune
-from ssmprune.policy import decay_names
+from ssmprune.pruning.alignment import decays
 from tests.contracts.conftest import FAMILIES
 
 CASES = {
@@ -15,7 +15,7 @@ CASES = {
         {"decay": decay, "strength": strength, "conv": conv},
     )
     for name in FAMILIES
-    for decay, strength, conv in product(decay_names, (0.0, 0.3, 1.0), FAMILIES[name].conv)
+    for decay, strength, conv in product(decays.names(), (0.0, 0.3, 1.0), FAMILIES[name].conv)
 }
 every_alignment = pytest.mark.parametrize(("family", "alignment"), CASES.values(), ids=CASES.keys())
 

@@ -9,15 +9,15 @@ from torch import nn
 
 import ssmprune
 from ssmprune.errors import UsageError
-from ssmprune.policy import Scorer, scorer_names
+from ssmprune.policy import Scorer
 from ssmprune.pruning.apply import PruningStep
-from ssmprune.pruning.scorers import Features, find_scorer, register_scorer
+from ssmprune.pruning.scorers import Features, find_scorer, register_scorer, scorers
 from tests.contracts.conftest import FAMILIES
 
 LENGTH, CHANNELS = 12, 8
 CLS = 5  # index of the class token in `make_features`
 
-NAMES = sorted(scorer_names)
+NAMES = sorted(scorers.names())
 JUDGING = [name for name in NAMES if name != "random"]
 every_scorer = pytest.mark.parametrize("name", NAMES)
 every_judging_scorer = pytest.mark.parametrize("name", JUDGING)

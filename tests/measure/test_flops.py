@@ -13,7 +13,8 @@ from ssmprune.measure.flops import count_flops
 from ssmprune.measure.trace import trace_flops
 from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.pruning.scorers import scorers
 from tests.contracts.conftest import FAMILIES
 
 
@@ -26,7 +27,7 @@ def test_closed_form_equals_the_trace_by_operator_on_both_rules(family, data):
     policy = Policy(
         model=family.config.name,
         stages=tuple(Stage(layer=k, keep_ratio=ratios[k]) for k in sorted(ratios)),
-        scorer=Scorer(name=data.draw(st.sampled_from(sorted(filter(family.has, scorer_names))))),
+        scorer=Scorer(name=data.draw(st.sampled_from(sorted(filter(family.has, scorers.names()))))),
         alignment=Alignment(
             decay=data.draw(st.sampled_from(["none", "zero_input", "neighbor"])),
             conv=data.draw(st.sampled_from(family.conv)),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import ssmprune
 from ssmprune.errors import PolicyError
-from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_names
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.pruning.scorers import scorers
 
 ALIGNMENTS = [
     Alignment(decay=decay, conv=conv)
@@ -51,7 +52,7 @@ def test_policy_never_changes_the_state_dict(model):
 
 @given(
     ratios=st.dictionaries(st.integers(0, 7), st.floats(0.05, 1), max_size=4),
-    scorer=st.sampled_from(sorted(scorer_names)),
+    scorer=st.sampled_from(sorted(scorers.names())),
     alignment=st.sampled_from(ALIGNMENTS),
 )
 @settings(max_examples=25, deadline=None)

@@ -19,7 +19,8 @@ from ssmprune import Policy
 from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault, scorer_names
+from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault
+from ssmprune.pruning.scorers import scorers as registered
 
 SHIPPED = sorted((Path(__file__).parents[2] / "spaces").glob("*.yaml"))
 MINIMAL = {
@@ -49,7 +50,7 @@ def subsets(values: list[Any]) -> st.SearchStrategy[list[Any]]:
 def spaces(draw: st.DrawFn) -> SearchSpace:
     model = draw(st.sampled_from(model_names()))
     config = find_config(model)
-    scorers = [name for name in sorted(scorer_names) if scorer_fault(name, config) is None]
+    scorers = [name for name in sorted(registered.names()) if scorer_fault(name, config) is None]
     convs = [conv for conv in ("compact", "position") if conv_fault(conv, config) is None]
     depth = config.depth
     step = draw(st.sampled_from([0.05, 0.1, 0.125]))

@@ -216,7 +216,7 @@ def photos(tmp_path, monkeypatch):
     config = replace(
         zoo.find_config("vim_nano"), name="vim_photo", channels=3, num_classes=2, depth=2
     )
-    monkeypatch.setitem(zoo._configs, "vim_photo", config)
+    monkeypatch.setitem(zoo.configs._entries, "vim_photo", config)
     for i, part in enumerate(("train/ant", "train/bee", "val/ant", "val/bee")):
         (tmp_path / "photos" / part).mkdir(parents=True)
         for k in range(3):

@@ -52,6 +52,13 @@ def test_a_recipe_file_is_read_with_numbers_as_people_write_them(tmp_path):
     assert (recipe.epochs, recipe.lr, recipe.betas) == (3, 2e-5, (0.9, 0.95))
 
 
+def test_a_number_of_a_recipe_in_quotes_is_text(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 3\nlr: '2e-5'\n")
+    with pytest.raises(RecipeError, match="lr must be a valid number, got '2e-5'"):
+        load_recipe(path)
+
+
 def test_a_recipe_names_all_its_faults_with_their_lines(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("epochs: 3\nlr: fast\nmixupp: 0.8\nema: 2\nschedule: cosin\n")
