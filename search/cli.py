@@ -83,6 +83,15 @@ def _notes_shown() -> Iterator[None]:
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, runs/NAME.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module of your own first, or a .py file, for the names that it registers; "
+        "may be given more than once.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CheckpointKey = Annotated[
     str | None,
@@ -230,6 +239,7 @@ def search(
             help="Fine-tune each member of the front afterwards for that long, and compare.",
         ),
     ] = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Searches the policies of a space with workers on Ray; every candidate is kept in --out.
@@ -263,6 +273,7 @@ def search(
         address=address,
         wait=wait,
         storage=storage,
+        imports=imports or (),
         resume=resume,
     )
     counts = result.counts
@@ -310,6 +321,7 @@ def _recover(
 def front(
     run: Run,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """The Pareto front as a table, CSV or JSON; also written to RUN/front.csv and RUN/front.png.
@@ -320,7 +332,14 @@ def front(
     """
     if as_csv and as_json:
         raise typer.BadParameter("give one of --csv and --json.")
+    _import(imports)
     _present(run, as_json, as_csv)
+
+
+def _import(imports: list[str] | None) -> None:
+    from ssmprune.extensions import import_modules
+
+    import_modules(imports or ())
 
 
 def _present(run: Path, as_json: bool, as_csv: bool, storage: str | None = None) -> None:
@@ -370,6 +389,7 @@ def export(
         bool, typer.Option("--all", help="Every policy of the front instead of the best.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """The policy of the front with the highest top-1 within the limits, as a policy file.
@@ -391,6 +411,7 @@ def export(
         "min_top1": min_top1,
     }
     _check_limits(limits, everything)
+    _import(imports)
     outcome = Outcome.read(run)
     if everything:
         chosen = {output / file_name(member): member for member in outcome.members}
@@ -420,6 +441,7 @@ def report(
         str | None, typer.Option(help="The images of the search.", show_default="the run's")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    imports: Imports = None,
 ) -> None:
     """One HTML page with the front, how it was found, and the tokens that its policies keep.
 
@@ -432,6 +454,7 @@ def report(
     from search.report import write_report
     from ssmprune.devices import find_device
 
+    _import(imports)
     written = write_report(
         Outcome.read(run),
         checkpoint=checkpoint,

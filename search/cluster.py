@@ -29,6 +29,7 @@ from search.study import Owner
 from search.worker import Job, work
 from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
+from ssmprune.extensions import import_modules
 from ssmprune.policy import Policy
 from ssmprune.ray_address import check_answers
 
@@ -181,14 +182,17 @@ def _places(nodes: Sequence[Resources], threads: int, gpus: float) -> int:
     return places
 
 
-def measure_remotely(evaluators: Evaluators, split: str, pool: Pool, policy: Policy) -> Measurement:
-    """Measure a policy on a machine of the cluster.
+def measure_remotely(
+    evaluators: Evaluators, split: str, pool: Pool, policy: Policy, imports: Sequence[str] = ()
+) -> Measurement:
+    """Measure a policy on a machine of the cluster, which imports `imports` first.
 
     Raises:
         SsmpruneError: As the evaluator raises it.
     """
 
     def measure() -> Measurement:
+        import_modules(imports)
         return evaluators.open(split, pool.threads)(policy)
 
     task = ray.remote(num_cpus=pool.threads, num_gpus=pool.gpus)(measure)
@@ -252,6 +256,7 @@ def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for each worker."""
 
     def trainable(config: dict[str, Any]) -> None:
+        import_modules(job.imports)
         with suppress(StudyClosed):
             work(job, config["worker"], tune.report)
 

@@ -111,6 +111,7 @@ def _provenance(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "checkpoint_key": info["identity"].get("checkpoint_key"),
         "num_classes": run.space.config.num_classes,
         "data": info["identity"]["data"],
+        **({"imports": list(run.imports)} if run.imports else {}),
         "versions": info["versions"],
         "searched": info["begun"],
         "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -39,6 +39,7 @@ from search.rundir import RunDirectory
 from search.samplers import SAMPLERS
 from search.service import StudyService
 from search.space import SearchSpace
+from search.spacefile import SpaceFile
 from search.standing import Observer
 from search.storage import (
     JOURNAL,
@@ -55,6 +56,7 @@ from search.worker import Job
 from ssmprune.data import absolute_name
 from ssmprune.devices import find_device
 from ssmprune.errors import RunError, UsageError, unknown_name
+from ssmprune.extensions import absolute, import_modules, installed_versions
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 
@@ -108,6 +110,7 @@ def search(
     address: str | None = None,
     wait: bool = True,
     storage: str | None = None,
+    imports: Sequence[str] = (),
     resume: bool = False,
     progress: bool = True,
     evaluators: Evaluators | None = None,
@@ -140,6 +143,8 @@ def search(
             an error.
         storage: URL of a database for the study, or `journal` for the file in the run directory;
             with None the file, or on resume where the study is. Another one on resume moves it.
+        imports: Modules, or paths of .py files, that this process and every worker import first:
+            they register what the space names. With none, on resume the run's.
         resume: Go on with the run in `run_dir`.
         progress: Show live progress on standard error.
         evaluators: What measures policies, in place of a model with checkpoint and data.
@@ -159,7 +164,12 @@ def search(
     run = RunDirectory.open(run_dir, database) if resume else RunDirectory(run_dir, database)
     if not resume:
         run.refuse_existing()
-    frozen = SearchSpace.load(space)
+    imports = absolute(imports)
+    import_modules(imports)
+    if resume and not imports:
+        imports = run.import_own()
+    file = SpaceFile.open(space)
+    frozen, imports = file.space, absolute([*imports, *file.imports])
     if evaluators is None:
         if address is None:  # on a cluster, Ray's resources tell later
             find_device(device)
@@ -187,6 +197,7 @@ def search(
         "amp": amp,
         "early_stopping": early_stopping,
         "warm_start": [_anywhere(origin) for origin in warm_start] or None,
+        "imports": list(imports) or None,
     }
     identity = evaluators.identity()
     call["checkpoint_key"] = identity.get("checkpoint_key")
@@ -208,11 +219,12 @@ def search(
                     "others start when nodes join"
                 )
             if not resume:
-                text = Path(space).read_text(encoding="utf-8")
-                _begin(run, text, frozen, warm, identity, call, database)
-            _measure_dense(run, evaluators, pool, here=address is None)
+                _begin(run, file.text, frozen, warm, identity, call, database)
+            _measure_dense(run, evaluators, pool, imports, here=address is None)
             with StudyService(Study(run), own_address(address), shown.say) as service:
-                interrupted = _search(run, service, evaluators, pool, trials, early_stopping, shown)
+                interrupted = _search(
+                    run, service, evaluators, imports, pool, trials, early_stopping, shown
+                )
         study = Study(run)
         return SearchResult(
             run_dir=run.path,
@@ -240,6 +252,7 @@ def _search(
     run: RunDirectory,
     service: StudyService,
     evaluators: Evaluators,
+    imports: tuple[str, ...],
     pool: Pool,
     trials: int,
     early_stopping: bool,
@@ -267,6 +280,7 @@ def _search(
             pool.workers,
             pool.threads,
             early_stopping,
+            imports,
         )
         service.use(partial(Study.begin_session, session=session))
         workers = Workers(job, pool, run.path / ".tune")
@@ -369,10 +383,13 @@ def _first_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: bool) -> None:
+def _measure_dense(
+    run: RunDirectory, evaluators: Evaluators, pool: Pool, imports: tuple[str, ...], here: bool
+) -> None:
     """Measure the dense model on both splits, unless the run has its figures.
 
     Args:
+        imports: What makes the model known, elsewhere than here.
         here: In this process, which has everything loaded, not on Ray.
     """
     info = run.info
@@ -383,7 +400,7 @@ def _measure_dense(run: RunDirectory, evaluators: Evaluators, pool: Pool, here: 
         if here:
             measurement = evaluators.open(split, pool.threads)(dense)
         else:
-            measurement = measure_remotely(evaluators, split, pool, dense)
+            measurement = measure_remotely(evaluators, split, pool, dense, imports)
         info["dense"][split] = measurement.to_dict()
         run.write_info(info)
 
@@ -453,7 +470,7 @@ def _resume(
     before, now = info["call"], {k: v for k, v in call.items() if v is not None}
     changed = [key for key in info["identity"] if info["identity"][key] != identity.get(key)]
     changed += [key for key in ("sampler", "seed") if key in now and now[key] != before[key]]
-    if space != run.space:
+    if _without_imports(space) != _without_imports(run.space):
         changed.append("space")
     if changed:
         raise RunError(
@@ -472,6 +489,11 @@ def _resume(
     run.write_info({**info, "call": {**before, **now}})
     if storage is not None and _is_elsewhere(run, storage):
         _move(run, None if storage == JOURNAL else storage, shown)
+
+
+def _without_imports(space: SearchSpace) -> SearchSpace:
+    """The space as such; its modules may lie elsewhere by now."""
+    return space.model_copy(update={"imports": ()})
 
 
 def _is_elsewhere(run: RunDirectory, storage: str) -> bool:
@@ -535,7 +557,7 @@ def _anywhere(origin: str | Path) -> str:
 
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), **packages, **installed_versions()}
 
 
 def _no_candidates(study: Study) -> str:

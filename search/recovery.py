@@ -143,7 +143,7 @@ def recover(
     if not epochs > 0:
         raise UsageError(f"--recover must be a number of epochs above 0, got {epochs:g}.")
     outcome = Outcome.read(run_dir)
-    call = outcome.run.info["call"]
+    call, imports = outcome.run.info["call"], outcome.run.import_own()
     settings = load_recipe("fine_tune").changed(
         epochs=epochs, distill=DISTILL, amp=bool(call.get("amp"))
     )
@@ -163,6 +163,7 @@ def recover(
             gpus_per_worker=gpus_per_worker,
             address=address,
             command=f"ssmprune search --recover {epochs:g}",
+            imports=imports,
             progress=progress,
         )
         members.append(_recovered(member, result, outcome.run.path))

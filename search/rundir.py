@@ -19,7 +19,8 @@ from typing import Any
 from search.measurement import Measurement
 from search.space import SearchSpace
 from search.storage import Database, Place, without_password
-from ssmprune.errors import RunError
+from ssmprune.errors import RunError, SpaceError, UsageError
+from ssmprune.extensions import import_modules, recorded
 from ssmprune.yamlfile import write_atomically
 
 SCHEMA = "ssmprune.run/1"
@@ -132,10 +133,44 @@ class RunDirectory:
     def space(self) -> SearchSpace:
         """The frozen search space, of the model with the checkpoint's classifier.
 
-        Runs of earlier versions, which record no number of classes, had the model's own.
+        Runs of earlier versions, which record no number of classes, had the model's own. Where a
+        name is unknown, the modules that the run was searched with are imported, if the run is the
+        user's own: opening a run of somebody else runs no code that it names.
+
+        Raises:
+            SpaceError: The file breaks a rule of the format, or names what is unknown.
+            RunError: A module of the user's own run cannot be imported.
         """
         identity = self.info.get("identity", {}) if self.info_path.is_file() else {}
-        return SearchSpace.load(self.space_path).with_classes(identity.get("num_classes"))
+        try:
+            space = SearchSpace.load(self.space_path)
+        except SpaceError:
+            self.import_own()
+            space = SearchSpace.load(self.space_path, self.imports)
+        return space.with_classes(identity.get("num_classes"))
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """What was imported for the search, as `run.json` records it."""
+        return recorded(self.info["call"].get("imports"))
+
+    def import_own(self) -> tuple[str, ...]:
+        """Import the same, where the run belongs to the user of this process.
+
+        Returns:
+            What is imported now; nothing of somebody else's run.
+
+        Raises:
+            RunError: A module cannot be imported.
+        """
+        imports = self.imports if self.info_path.stat().st_uid == os.geteuid() else ()
+        try:
+            import_modules(imports)
+        except UsageError as fault:
+            raise RunError(
+                f"{fault}\n{self.path} was searched with that; give --import with where it is now."
+            ) from None
+        return imports
 
     def freeze_space(self, text: str) -> None:
         write_atomically(self.space_path, text)

@@ -34,6 +34,7 @@ class Job:
         workers: Number of workers.
         threads: CPU threads of one worker.
         early_stopping: Whether candidates race, see `search.racing`.
+        imports: What each worker imports first, for its names.
     """
 
     open_study: Callable[[Owner], Study]
@@ -44,6 +45,7 @@ class Job:
     workers: int
     threads: int
     early_stopping: bool = True
+    imports: tuple[str, ...] = ()
 
 
 def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> None:
@@ -55,8 +57,12 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
         job: The search.
         worker: This worker's number.
         report: Takes the number of candidates told so far, every minute and at the end.
+
+    Raises:
+        UsageError: This process does not know what the space names.
     """
     study = job.open_study(Owner(job.session, worker, uuid.uuid4().hex))
+    study.space.require_names()
     study.take_over()
     told = _search(job, study, report)
     _measure_holdout(job, study, worker)

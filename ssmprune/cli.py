@@ -15,7 +15,8 @@ from rich.table import Table
 
 from ssmprune.data import SPLITS, open_images
 from ssmprune.devices import find_device
-from ssmprune.errors import Faults, UsageError, unknown_name
+from ssmprune.errors import Faults, UsageError
+from ssmprune.extensions import import_modules
 from ssmprune.measure.accuracy import evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import Latency
@@ -24,7 +25,7 @@ from ssmprune.measure.profile import profile as measure_profile
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
-from ssmprune.models.zoo import find_config, model_names
+from ssmprune.models.zoo import configs, find_config, model_names
 from ssmprune.output import print_json, show
 from ssmprune.policy import Policy, shipped_policies
 from ssmprune.scan import available_backends
@@ -66,6 +67,15 @@ ImageSize = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Run under bfloat16 autocast.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Import a module of your own first, or a .py file, for the names that it registers; "
+        "may be given more than once.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -78,18 +88,20 @@ def models(
             "--backends", help="List the backends of the scan instead: where each runs, or why not."
         ),
     ] = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """The model zoo: name, parameters, FLOPs on both rules.
 
     Example: [bold]ssmprune models 'vim_small*'[/]
     """
+    import_modules(imports or ())
     if backends:
         _list_backends(as_json)
         return
     names = model_names(pattern)
     if not names:
-        raise UsageError(unknown_name("model", pattern, model_names()))
+        raise UsageError(configs.unknown(pattern).told())
     rows = [_zoo_row(name) for name in names]
     if as_json:
         print_json(rows)
@@ -198,6 +210,7 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster.", show_default="this machine")
     ] = None,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Trains a model, or fine-tunes it with --init; dense, or under a policy.
@@ -207,6 +220,7 @@ def train(
     Example: [bold]ssmprune train --model vim_nano --data digits --policy policy.yaml
     --init shipped --distill 0.5 --out runs/finetuned[/]
     """
+    import_modules(imports or ())
     given = {
         "steps": steps,
         "epochs": epochs,
@@ -242,6 +256,7 @@ def train(
         gpus_per_worker=gpus_per_worker,
         address=address,
         command=shlex.join(["ssmprune", *sys.argv[1:]]),
+        imports=imports or (),
     )
     if as_json:
         before = result.before and asdict(result.before)
@@ -271,12 +286,14 @@ def evaluate_model(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     device: Device = "cpu",
     bf16: Bf16 = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Top-1 and top-5 accuracy with the 95 % interval.
 
     Example: [bold]ssmprune eval --model vim_nano --data digits --policy policy.yaml[/]
     """
+    import_modules(imports or ())
     place = find_device(device)
     weights = _checkpoint(checkpoint, model)
     sides = _sides(image_size)
@@ -319,12 +336,14 @@ def profile(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in the timed batch.")] = 32,
     device: Device = "cpu",
     bf16: Bf16 = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """FLOPs per operator on both rules, tokens per layer, latency of policy and dense.
 
     Example: [bold]ssmprune profile --model vim_nano --policy policy.yaml[/]
     """
+    import_modules(imports or ())
     place = find_device(device)
     given = None if checkpoint is None else _checkpoint(checkpoint, model)
     network = create_model(
@@ -427,6 +446,7 @@ def tokens(
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+    imports: Imports = None,
     as_json: Json = False,
 ) -> None:
     """Which patches of an image each stage of a policy keeps, drawn on the image.
@@ -438,6 +458,7 @@ def tokens(
     from ssmprune.pruning.kept import kept_patches
 
     kind = check_output(output, force)
+    import_modules(imports or ())
     chosen = Policy.load(policy)
     weights = _checkpoint(checkpoint, chosen.model)
     network = create_model(chosen.model, weights, chosen, checkpoint_key=checkpoint_key)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ssmprune.extensions import GROUP
+
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 30
+ENTRY = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 CHECKS = """
 import ssmprune
@@ -68,6 +71,20 @@ def test_code_of_the_page_on_extending_runs_and_is_short(tmp_path):
     run([sys.executable, "-c", "\n".join([*code, CHECKS])], tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_commands_of_the_page_on_extending_find_its_module(tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    assert f'[project.entry-points."{GROUP}"]' in page
+    (tmp_path / "my_scorers.py").write_text("\n".join(blocks("docs/extending.md")[:2]))
+    for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, re.S):
+        (tmp_path / name).write_text(text)
+    told = commands("docs/extending.md")
+    assert [command.split()[1] for command in told] == ["eval", "search", "front"]
+    for command in told:
+        run([sys.executable, "-c", ENTRY, *shlex.split(command)[1:]], tmp_path)
+
+
 # What needs data or a cluster of the reader's own; its options are checked instead.
 NOT_HERE = ("imagenet",)
 
@@ -77,12 +94,11 @@ NOT_HERE = ("imagenet",)
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
 def test_commands_run_as_written(name, tmp_path):
     (tmp_path / "spaces").symlink_to(ROOT / "spaces")
-    entry = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
     told = commands(name)
     assert told
     for command in told:
         if not any(part in command for part in NOT_HERE):
-            run([sys.executable, "-c", entry, *shlex.split(command)[1:]], tmp_path)
+            run([sys.executable, "-c", ENTRY, *shlex.split(command)[1:]], tmp_path)
 
 
 def test_documents_link_to_what_is_there():

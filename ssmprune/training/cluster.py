@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
+from ssmprune.extensions import import_modules
 from ssmprune.ray_address import check_answers
 from ssmprune.training.directory import TrainDirectory
 from ssmprune.training.loop import Job, TrainingData, run
@@ -75,6 +76,7 @@ def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
     torch.set_num_threads(config["threads"])
     job: Job = config["job"]
+    import_modules(job.imports)
     run(job, TrainingData.open(job), get_device())
 
 

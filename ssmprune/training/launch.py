@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
+from ssmprune.extensions import absolute, import_modules, installed_versions
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import checkpoint_sha256
@@ -54,6 +56,7 @@ def train(
     gpus_per_worker: float | None = None,
     address: str | None = None,
     command: str = "",
+    imports: Sequence[str] = (),
     progress: bool = True,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
@@ -76,6 +79,8 @@ def train(
         gpus_per_worker: GPUs of each worker; with None one if `device` is a GPU, else none.
         address: A Ray cluster; with None several workers run on this machine.
         command: The call, for the record.
+        imports: Modules, or paths of .py files, that this process and every worker import first:
+            they register what model and policy name.
         progress: Show a bar on stderr, or plain lines where stderr is no terminal.
 
     Raises:
@@ -84,6 +89,8 @@ def train(
         RunError: The directory is in use or holds something else.
         SsmpruneError: The loss became infinite or NaN.
     """
+    imports = absolute(imports)
+    import_modules(imports)
     settings = settings or load_recipe("scratch" if init is None else "fine_tune")
     device = torch.device(device)
     find_config(model)
@@ -104,6 +111,7 @@ def train(
         progress,
         checkpoint_key,
         num_classes,
+        imports,
     )
     with faults.gathered():
         _check_shares(settings, workers)
@@ -131,11 +139,12 @@ def train(
                 "init": weights and str(weights),
                 "checkpoint_key": network.checkpoint_key,
                 "command": command,
+                "imports": list(imports),
                 "device": str(device),
                 "workers": workers,
                 "threads": torch.get_num_threads(),
                 "versions": {name: version(name) for name in _PACKAGES}
-                | {"python": platform.python_version()},
+                | {"python": platform.python_version(), **installed_versions()},
             }
             directory.write_record(record)
         if "result" not in record:

@@ -35,6 +35,7 @@ class Job:
     Attributes:
         checkpoint_key: Which weights of `init`, as for `create_model`.
         num_classes: Size of the classifier; None for the model's own.
+        imports: What each process imports first, for the names of model and policy.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Job:
     progress: bool = True
     checkpoint_key: str | None = None
     num_classes: int | None = None
+    imports: tuple[str, ...] = ()
 
     def create_model(self) -> Backbone:
         """The model as its training begins."""

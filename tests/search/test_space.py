@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 
 from search.measurement import Measurement
 from search.space import SearchSpace
+from search.spacefile import SpaceFile
 from search.synthetic import SyntheticEvaluator
 from ssmprune import Policy
 from ssmprune.errors import SpaceError
@@ -448,3 +449,57 @@ def test_fault_names_file_and_line(tmp_path: Path):
 def test_what_is_no_yaml_mapping_is_refused(text: str):
     with pytest.raises(SpaceError):
         SearchSpace.from_yaml(text)
+
+
+def test_numbers_are_read_as_people_write_them():
+    text = yaml.safe_dump({**MINIMAL, "ratios": ratios(low=0.5)}).replace("0.5", "5e-1")
+    assert SearchSpace.from_yaml(text) == space()
+
+
+def test_reading_a_space_imports_nothing_but_says_what_it_imports():
+    text = yaml.safe_dump({**MINIMAL, "scorer": ["qqqq"], "imports": ["mine.py", "no_such_module"]})
+    with pytest.raises(SpaceError) as caught:
+        SearchSpace.from_yaml(text)
+    told = "it was made with `--import mine.py --import no_such_module`: give that, or install"
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("style", ["imports: [mine.py, json]", "imports:\n  - 'mine.py'\n  - json"])
+def test_frozen_space_names_its_files_from_any_directory(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "sp aces é"
+    folder.mkdir()
+    (folder / "mine.py").write_text("")
+    text = f"# ours\n{style}  # first\n{yaml.safe_dump(MINIMAL)}"
+    (folder / "space.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    opened = SpaceFile.open("space.yaml")
+    imports = (str(folder / "mine.py"), "json")
+    assert opened.imports == imports
+    assert opened.space.imports == ("mine.py", "json")
+    assert "# first" in opened.text and opened.text.startswith("# ours\n")
+    (tmp_path / "frozen.yaml").write_text(opened.text)
+    monkeypatch.chdir(tmp_path)
+    assert SpaceFile.open("frozen.yaml").imports == imports
+
+
+def test_import_of_a_space_that_fails_is_told_with_its_line(tmp_path: Path):
+    (tmp_path / "space.yaml").write_text(
+        "imports:\n- json\n- mine.py\n- not it\n" + yaml.safe_dump(MINIMAL)
+    )
+    with pytest.raises(SpaceError) as caught:
+        SpaceFile.open(tmp_path / "space.yaml")
+    missing, odd = str(caught.value).splitlines()
+    assert missing == (
+        f"an import must be there, but there is no file {tmp_path}/mine.py at imports[1] "
+        f"({tmp_path}/space.yaml, line 3); check the path."
+    )
+    assert "got 'not it' at imports[2]" in odd
+
+
+@pytest.mark.parametrize("imports", ["mine.py", 3, [3], {"mine.py": 1}])
+def test_imports_that_are_no_list_of_texts_are_refused(imports: Any, tmp_path: Path):
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**MINIMAL, "imports": imports}))
+    with pytest.raises(SpaceError, match="must be a valid"):
+        SpaceFile.open(tmp_path / "space.yaml")
