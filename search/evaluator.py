@@ -209,14 +209,18 @@ class ModelEvaluator:
         model: nn.Module = self._pruned
         known = len(race.known)
         pieces = _pieces(self._images.loader, Race().rungs(len(self._images)))
+        first = 0
         if self._prefixes is not None:
             assert self._pruned.plan is not None
             first = min(self._pruned.plan.steps, default=self._pruned.config.depth)
-            pieces = self._prefixes.enter(pieces, first, known)
             model = FromBlock(self._pruned, first)
-        unseen = (piece for piece in pieces if piece[0] > known)
-        for _, segment in itertools.groupby(unseen, key=lambda piece: piece[0]):
-            batches = (batch for _, batch in segment)
+        unseen = (piece for piece in pieces if piece.rung > known)
+        for _, segment in itertools.groupby(unseen, key=lambda piece: piece.rung):
+            batches = (
+                ((piece.images, piece.labels) for piece in segment)
+                if self._prefixes is None
+                else self._prefixes.enter(segment, first)
+            )
             seen.append(correct(model, batches, amp=self._setting.amp).numpy())
             if race.show(np.concatenate(seen)):
                 return
@@ -274,12 +278,12 @@ class ModelEvaluator:
 
 
 def _pieces(loader: Iterable[Batch], rungs: Sequence[int]) -> Iterator[Piece]:
-    """The batches, cut where a rung divides one, each with the rung that it leads to."""
-    start = 0
+    """The batches, cut where a rung divides one."""
+    start, number = 0, itertools.count()
     for images, labels in loader:
         cuts = [rung - start for rung in rungs if start < rung < start + len(labels)]
         bounds = [0, *cuts, len(labels)]
         for low, high in itertools.pairwise(bounds):
             rung = next(rung for rung in rungs if start + high <= rung)
-            yield rung, (images[low:high], labels[low:high])
+            yield Piece(next(number), rung, images[low:high], labels[low:high])
         start += len(labels)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ssmprune.data import Batch
 from ssmprune.models.backbone import Backbone
 
-Piece = tuple[int, Batch]
-"""Images and labels, with the rung that they lead to."""
+
+class Piece(NamedTuple):
+    """Images that are classified together.
+
+    Attributes:
+        number: Their place among all pieces of the split.
+        rung: Number of images that have been seen after the rung that they lead to.
+        images: (B, C, H, W).
+        labels: (B,).
+    """
+
+    number: int
+    rung: int
+    images: Tensor
+    labels: Tensor
 
 
 class PrefixCache:
@@ -27,24 +42,31 @@ class PrefixCache:
             candidate sees are kept before those that few do.
         """
         self._model, self._limit = model, limit
+        self._device = next(model.parameters()).device
         self._streams: dict[tuple[int, int], Tensor] = {}
         self.bytes = 0
 
-    def enter(self, pieces: Iterable[Piece], block: int, after: int = -1) -> Iterator[Piece]:
-        """The pieces with what enters `block`, (B, L, D), in place of the images.
+    def enter(self, pieces: Iterable[Piece], block: int) -> Iterator[Batch]:
+        """What enters `block`, (B, L, D), with the labels, piece by piece.
 
-        Args:
-            pieces: The same ones in each call, or the first of them.
-            after: Of them, those that lead to a later rung are wanted.
+        Blocks run when a batch is taken, so it has to be taken as the model is run: in inference
+        mode, and under autocast if the model is.
+
+        Raises:
+            RuntimeError: Gradients are recorded, which would be kept, too.
         """
-        for number, (rung, (images, labels)) in enumerate(pieces):
-            if rung > after:
-                yield rung, (self._stream(number, images, block), labels)
+        for number, _, images, labels in pieces:
+            yield self._stream(number, images, block), labels
 
     def _stream(self, number: int, images: Tensor, block: int) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            raise RuntimeError("a prefix must be taken in inference mode, or it keeps its graph")
         kept = [deep for deep in range(block + 1) if (number, deep) in self._streams]
         deepest = kept[-1] if kept else 0
-        stream = self._streams[number, deepest] if kept else self._model.embed(images)
+        if kept:
+            stream = self._streams[number, deepest]
+        else:
+            stream = self._model.embed(images.to(self._device, non_blocking=True))
         if deepest < block:
             stream = self._model.run_dense(stream, deepest, block)
         size = stream.numel() * stream.element_size()

@@ -10,7 +10,7 @@ from search.racing import Race
 from ssmprune.policy import Policy
 
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
-    from search.evaluator import Evaluators
+    from search.evaluator import Evaluator, Evaluators
 
 
 class Sparing:
@@ -26,16 +26,21 @@ class Sparing:
         """Args: as for `Evaluators.open`, which opens what is behind this one."""
         self._evaluators = evaluators
         self._arguments = split, threads, dense
-        self._evaluate = evaluators.open(*self._arguments)
+        self._evaluate: Evaluator | None = evaluators.open(*self._arguments)
 
     def __call__(self, policy: Policy, race: Race | None = None) -> Measurement:
         """Measure a policy; arguments as for the evaluator behind this one.
+
+        Whatever goes wrong ends this candidate only: the next one opens the evaluator again if it
+        is not open.
 
         Raises:
             OutOfMemoryError: The smallest batch does not fit.
         """
         while True:
             try:
+                if self._evaluate is None:
+                    self._evaluate = self._evaluators.open(*self._arguments)
                 return self._evaluate(policy, race)
             except Exception as fault:
                 torch = sys.modules.get("torch")  # not loaded: the fault is none of its
@@ -44,7 +49,6 @@ class Sparing:
                 smaller = self._evaluators.with_half_batch()
                 if smaller is None:
                     raise
-            del self._evaluate
+            self._evaluate = None
             torch.cuda.empty_cache()
             self._evaluators = smaller
-            self._evaluate = smaller.open(*self._arguments)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from search.measurement import LATENCY_BATCH, Measurement, Objective
 from search.racing import Cost, Race, Rival
 from search.synthetic import SyntheticEvaluator, best_top1
 from ssmprune import Policy, create_model
-from ssmprune.data import open_images
+from ssmprune.data import Batch, open_images
 from ssmprune.errors import CheckpointError, UsageError
 from ssmprune.measure.accuracy import correct, evaluate
 from ssmprune.measure.flops import count_flops
@@ -219,3 +221,30 @@ def test_candidate_that_pauses_and_goes_on_sees_each_image_once(
     assert later.correct.tolist() == [*claimed, *hits[46:]]
     assert whole.images == 728
     assert whole.latency_ratio > 0
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_kept_prefix_is_bit_by_bit_what_the_model_computes_and_holds_no_graph(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, amp: bool
+) -> None:
+    entered: list[torch.Tensor] = []
+
+    def spy(model: torch.nn.Module, batches: Iterable[Batch], **settings: Any) -> torch.Tensor:
+        def taken() -> Iterator[Batch]:
+            for entering, labels in batches:
+                entered.append(entering)
+                yield entering, labels
+
+        return correct(model, taken(), **settings)
+
+    monkeypatch.setattr("search.evaluator.correct", spy)
+    setting = ModelEvaluators("vim_nano", checkpoint, "digits", "cpu", ("top1",), 128, amp=amp)
+    setting.open("search", torch.get_num_threads())(PRUNED)
+    model = create_model("vim_nano", checkpoint=checkpoint).eval()
+    images = open_images("digits", "search", image_size=(48, 48), channels=1, batch_size=128)
+    whole = torch.cat([batch for batch, _ in images.loader])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        parts = whole.split([len(entering) for entering in entered])
+        expected = [model.run_dense(model.embed(part), 0, 1) for part in parts]
+    assert all(torch.equal(a, b) for a, b in zip(entered, expected, strict=True))
+    assert not any(entering.requires_grad for entering in entered)

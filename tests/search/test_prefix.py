@@ -27,15 +27,15 @@ def model() -> Backbone:
 def pieces() -> list[Piece]:
     generator = torch.Generator().manual_seed(1)
     return [
-        (rung, (torch.randn(size, 1, 48, 48, generator=generator), torch.arange(size)))
-        for rung, size in enumerate(SIZES)
+        Piece(n, n, torch.randn(size, 1, 48, 48, generator=generator), torch.arange(size))
+        for n, size in enumerate(SIZES)
     ]
 
 
 @torch.inference_mode()
 def logits(model: Backbone, cache: PrefixCache, pieces: list[Piece], block: int) -> list[Tensor]:
     resumed = FromBlock(model, block)
-    return [resumed(entering) for _, (entering, _) in cache.enter(pieces, block)]
+    return [resumed(entering) for entering, _ in cache.enter(pieces, block)]
 
 
 @pytest.mark.parametrize("limit", [0, 200_000, 2**30])
@@ -48,7 +48,7 @@ def test_logits_are_bit_by_bit_those_without_a_cache(
         apply_policy(model, policy)
         found = logits(model, cache, pieces, layer)
         with torch.inference_mode():
-            expected = [model(images) for _, (images, _) in pieces]
+            expected = [model(piece.images) for piece in pieces]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         assert cache.bytes <= limit
 
@@ -70,19 +70,25 @@ def test_dense_blocks_run_once_for_each_image(
     assert ran == [(3, 0, 2), (3, 2, 5), (3, 2, 4)]
 
 
-def test_labels_rungs_and_order_stay(model: Backbone, pieces: list[Piece]) -> None:
+def test_labels_and_order_stay(model: Backbone, pieces: list[Piece]) -> None:
     def lazily() -> Iterator[Piece]:
         yield from pieces
 
     with torch.inference_mode():
         entered = list(PrefixCache(model, 0).enter(lazily(), 2))
-    assert [rung for rung, _ in entered] == [0, 1, 2]
-    assert [len(stream) for _, (stream, _) in entered] == list(SIZES)
-    assert all(torch.equal(a[1][1], b[1][1]) for a, b in zip(entered, pieces, strict=True))
+    assert [len(stream) for stream, _ in entered] == list(SIZES)
+    assert all(torch.equal(a[1], b.labels) for a, b in zip(entered, pieces, strict=True))
 
 
 def test_dense_model_resumes_after_its_last_block(model: Backbone, pieces: list[Piece]) -> None:
     model.plan = None
     found = logits(model, PrefixCache(model, 2**30), pieces, DEPTH)
     with torch.inference_mode():
-        assert torch.equal(found[0], model(pieces[0][1][0]))
+        assert torch.equal(found[0], model(pieces[0].images))
+
+
+def test_prefix_that_would_keep_its_graph_is_refused(model: Backbone, pieces: list[Piece]) -> None:
+    cache = PrefixCache(model, 2**30)
+    with pytest.raises(RuntimeError, match="must be taken in inference mode"):
+        next(cache.enter(pieces, 2))
+    assert cache.bytes == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +61,25 @@ def test_model_is_measured_with_half_batches_down_to_that_of_latency(weights: Pa
         last, smaller = smaller, smaller.with_half_batch()
     assert sizes == [65, 32, 16]
     assert last == replace(last, batch_size=16)
+
+
+@dataclass(frozen=True)
+class BrittleEvaluators(HungryEvaluators):
+    """Evaluators whose smaller batches cannot be opened at first."""
+
+    refusals: list[Exception] = field(default_factory=list)
+
+    def open(self, split: str, threads: int, dense: Measurement | None = None) -> Any:
+        if self.batch_size < 128 and self.refusals:
+            raise self.refusals.pop()
+        return super().open(split, threads, dense)
+
+
+@pytest.mark.parametrize("refusal", [OSError("no space"), torch.OutOfMemoryError("CUDA")])
+def test_reopening_that_fails_once_ends_no_later_candidate(refusal: Exception) -> None:
+    evaluate = Sparing(BrittleEvaluators("vim_nano", refusals=[refusal]), "search", 1)
+    if isinstance(refusal, OSError):
+        with pytest.raises(OSError, match="no space"):
+            evaluate(PRUNED)
+    assert evaluate(PRUNED).images == 32
+    assert evaluate(DENSE).images == 16
