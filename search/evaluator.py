@@ -216,14 +216,16 @@ class ModelEvaluator:
             model = FromBlock(self._pruned, first)
         unseen = (piece for piece in pieces if piece.rung > known)
         for _, segment in itertools.groupby(unseen, key=lambda piece: piece.rung):
-            batches = (
-                ((piece.images, piece.labels) for piece in segment)
-                if self._prefixes is None
-                else self._prefixes.enter(segment, first)
-            )
+            batches = self._entering(segment, first)
             seen.append(correct(model, batches, amp=self._setting.amp).numpy())
             if race.show(np.concatenate(seen)):
                 return
+
+    def _entering(self, pieces: Iterable[Piece], block: int) -> Iterator[Batch]:
+        """What enters a block, or the images where the family cannot begin with one."""
+        if self._prefixes is not None:
+            return self._prefixes.enter(pieces, block)
+        return ((piece.images, piece.labels) for piece in pieces)
 
     def _latency(self, policy: Policy, race: Race) -> dict[str, Any]:
         """The latency figures of a measurement.

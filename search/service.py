@@ -7,8 +7,10 @@ owner dies, nobody writes any more. A connection that ends tells at once that a 
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +34,8 @@ T = TypeVar("T")
 
 _BACKLOG = 256  # workers that connect at the same moment
 _CLOSING_SECONDS = 2.0
+_HANDSHAKE_SECONDS = 10
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # dead after 40 s
 
 
 class StudyClosed(Exception):
@@ -71,6 +75,10 @@ class RemoteStudy:
             raise AttributeError(name)
         is_method = callable(getattr(Study, name, None))
         return partial(self._call, name) if is_method else self._call(name)
+
+    def begin(self, trial: int) -> None:
+        """As that of `Study`; nobody waits for an answer."""
+        self._connection.send(("begin", (trial,)))
 
     def _call(self, name: str, *arguments: Any) -> Any:
         self._connection.send((name, arguments))
@@ -176,14 +184,19 @@ class StudyService:
         """Answer one worker until it, or the search, ends."""
         owner: Owner | None = None
         with connection, suppress(EOFError, OSError, AuthenticationError):
+            _set_patience(connection, _HANDSHAKE_SECONDS)
             deliver_challenge(connection, self.address.key)
             answer_challenge(connection, self.address.key)
             owner = connection.recv()
+            _set_patience(connection, 0)
             study = self._study.owned_by(owner)
             self._count_connected(1)
             while True:
                 name, arguments = connection.recv()
-                connection.send(self._answer(study, name, arguments))
+                if name == "begin":
+                    study.begin(*arguments)
+                else:
+                    connection.send(self._answer(study, connection, name, arguments))
         if owner is not None:
             self._count_connected(-1)
             with suppress(RunError, StudyClosed):
@@ -194,24 +207,34 @@ class StudyService:
             self.connected += more
 
     def _answer(
-        self, study: Study, name: str, arguments: tuple[Any, ...]
+        self, study: Study, connection: Connection, name: str, arguments: tuple[Any, ...]
     ) -> tuple[Exception | None, Any]:
+        """A call's fault and answer, as the worker is sent them.
+
+        Raises:
+            EOFError: The worker has died.
+        """
         try:
             if name == "ask":
-                return None, self._ask(study, *arguments)
-            with self._changed:
-                answer = self._use(study, partial(_get, name=name, arguments=arguments))
-                if self.waiting and self._use(study, partial(_has_freed, name=name)):
-                    self._changed.notify_all()
-            self._written.set()
-            return None, answer
+                return None, self._ask(study, connection, *arguments)
+            return None, self._call(study, name, arguments)
         except StudyClosed as fault:
             return fault, None
+        except EOFError:
+            raise
         except Exception as fault:  # noqa: BLE001 - raised again at the other end
             if fault is self.fault:
                 return StudyClosed(), None
             self._say(f"search: a worker's {name} failed with {type(fault).__name__}: {fault}")
             return fault, None
+
+    def _call(self, study: Study, name: str, arguments: tuple[Any, ...]) -> Any:
+        with self._changed:
+            answer = self._use(study, partial(_get, name=name, arguments=arguments))
+            if self.waiting and self._use(study, partial(_has_freed, name=name)):
+                self._changed.notify_all()
+        self._written.set()
+        return answer
 
     def _keep(self) -> None:
         """Bring to the disk what workers have told, all that came meanwhile at once.
@@ -230,10 +253,18 @@ class StudyService:
                 self.fault = _unwritable(self._study, fault)
                 return
 
-    def _ask(self, study: Study, trials: int, early_stopping: bool = False) -> Suggestion | None:
-        """The next candidate; waits for those of others, which come back if their worker dies."""
+    def _ask(
+        self, study: Study, connection: Connection, trials: int, early_stopping: bool = False
+    ) -> Suggestion | None:
+        """The next candidate; waits for those of others, which come back if their worker dies.
+
+        Raises:
+            EOFError: The worker has died, so nothing may be leased to it.
+        """
         with self._changed:
             while True:
+                if connection.poll():  # one that waits for an answer says nothing: it has ended
+                    raise EOFError
                 suggestion = self._use(
                     study, lambda study: study.ask(trials, early_stopping), study.take_over
                 )
@@ -244,6 +275,17 @@ class StudyService:
                     self._changed.wait()
                 finally:
                     self.waiting -= 1
+
+
+def _set_patience(connection: Connection, seconds: float) -> None:
+    """Let a silent connection fail after so many seconds, or with 0 only when its host is dead."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        for kind in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            same.setsockopt(socket.SOL_SOCKET, kind, struct.pack("ll", int(seconds), 0))
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):  # not on macOS, which asks after two hours
+            for option, value in _KEEP_ALIVE.items():
+                same.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _get(study: Study, name: str, arguments: tuple[Any, ...]) -> Any:

@@ -99,6 +99,7 @@ class Study:
         self._prospects: dict[str, Prospect] = {}
         self._seen: dict[int, Seen] = {}
         self._promised: tuple[Any, Promise] | None = None
+        self._begun: set[int] = set()
         self._ledger = Ledger(self._source)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -379,6 +380,10 @@ class Study:
         rivals = (self._rivals[number] for number in sorted(self._rivals))
         return [rival for rival in rivals if rival is not None]
 
+    def begin(self, trial: int) -> None:
+        """Note that a candidate's evaluation has begun: if its worker dies now, that counts."""
+        self._begun.add(trial)
+
     def tell(self, trial: int, measurement: Measurement, race: Race | None = None) -> bool:
         """Record a candidate's figures, once; a figure that is not finite makes it a failure.
 
@@ -470,11 +475,11 @@ class Study:
     def _give_back(self, trial: FrozenTrial) -> None:
         """Close an abandoned trial; a candidate is queued first, so that no kill can lose it."""
         attributes = trial.user_attrs
-        attempt = attributes.get("attempt", 1)
+        attempt, begun = attributes.get("attempt", 1), trial.number in self._begun
         if "measurement" in attributes:
             figures = Measurement.from_dict(attributes["measurement"])
             self._study.tell(trial.number, [figures.value(o) for o in self.space.objectives])
-        elif attempt == _MOST_ATTEMPTS:
+        elif begun and attempt >= _MOST_ATTEMPTS:
             self._close(trial.number, "failed", f"its worker died in {attempt} evaluations")
         else:
             params = attributes.get("params")
@@ -482,7 +487,7 @@ class Study:
                 params = self.space.params(candidate_policy(trial))
             if params is not None:
                 resumes = attributes.get("resumes")
-                _enqueue(self._study, params, self._source(trial), attempt + 1, resumes)
+                _enqueue(self._study, params, self._source(trial), attempt + begun, resumes)
             self._close(trial.number, "lost", "its worker died")
 
     def counts(self) -> Counts:

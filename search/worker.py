@@ -109,6 +109,7 @@ def _measure_holdout(job: Job, study: Study, worker: int) -> None:
 
 def _settle(study: Study, suggestion: Suggestion, evaluate: Evaluator) -> None:
     """Evaluate a candidate and tell the study; whatever goes wrong with it ends only it."""
+    study.begin(suggestion.trial)
     try:
         measurement = evaluate(suggestion.policy, suggestion.race)
     except Exception as fault:  # noqa: BLE001 - recorded with its reason; the search goes on

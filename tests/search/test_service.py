@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -104,6 +106,74 @@ def test_candidate_of_a_connection_that_ended_goes_to_a_worker_that_waits(
     tell(second, found)
     assert service.use(Study.counts).lost == 1
     assert service.use(Study.counts).evaluated == SCHEDULES + 1
+
+
+def test_nothing_is_leased_to_a_worker_that_died_while_it_waited(service: StudyService) -> None:
+    first = worker(service, 0, "first")
+    held = first.ask(1)
+    with ThreadPoolExecutor() as pool:
+        for number in (1, 2, 3):
+            second = worker(service, number, "waits")
+            waiting = pool.submit(second.ask, 1)
+            wait_until(lambda: is_waiting(service))
+            shut_down(second)
+            with pytest.raises((EOFError, OSError)):
+                waiting.result(timeout=30)
+        again = worker(service, 0, "again")
+        assert again.take_over() == 1  # wakes those that wait
+        wait_until(lambda: not is_waiting(service))
+    assert held is not None
+    tell(again, again.ask(1))
+    counts = service.use(Study.counts)
+    assert (counts.evaluated, counts.lost, counts.failed) == (1, 1, 0)
+
+
+def test_only_evaluations_that_began_count_as_attempts(service: StudyService) -> None:
+    for number in range(6):
+        dies = worker(service, number)
+        assert dies.ask(1) is not None
+        del dies
+        wait_until(lambda number=number: service.use(Study.counts).lost == number + 1)
+    for number in range(6, 6 + SCHEDULES + 1):
+        dies = worker(service, number)
+        suggestion = dies.ask(1)
+        assert suggestion is not None
+        dies.begin(suggestion.trial)
+        assert dies.counts().running == 1  # what was said before has been heard
+        del dies
+        wait_until(lambda: service.use(Study.counts).running == 0)
+    reasons = [reason for _, reason in service.use(Study.failures)]
+    assert reasons == ["its worker died in 2 evaluations"]
+
+
+def test_database_that_is_away_while_a_candidate_is_leased_costs_no_attempt(
+    service: StudyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, failures = worker(service, 0), iter([True] * 5)
+    lease = Study._lease
+
+    def flaky(self: Study, *arguments: Any) -> Suggestion | None:
+        suggestion = lease(self, *arguments)
+        if next(failures, False):
+            raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
+        return suggestion
+
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Study, "_lease", flaky)
+    tell(study, study.ask(1))
+    counts = service.use(Study.counts)
+    assert (counts.evaluated, counts.failed, counts.lost) == (1, 0, 5)
+
+
+def test_client_that_says_nothing_is_left_and_the_others_are_served(
+    service: StudyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.service._HANDSHAKE_SECONDS", 1)
+    address = service.address
+    with socket.create_connection((address.host, address.port), timeout=30) as silent:
+        assert worker(service, 0).ask(1) is not None
+        while silent.recv(1024):  # the challenge, then the end
+            pass
 
 
 def test_restarted_worker_takes_over_what_its_silent_predecessor_held(
@@ -254,6 +324,13 @@ def test_database_that_stays_away_ends_the_search(
         service.use(away)
     with pytest.raises(StudyClosed):
         worker(service, 0).ask(1)
+
+
+def shut_down(study: Study) -> None:
+    """Cut a worker's connection, as its death does."""
+    connection = study._connection  # type: ignore[attr-defined]
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def is_waiting(service: StudyService) -> bool:

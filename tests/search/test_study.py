@@ -293,6 +293,7 @@ def test_candidate_that_kills_its_workers_fails_with_its_reason(make_run: MakeRu
         suggestion = worker(run, process=process).ask(1)
         assert suggestion is not None
         policies.append(suggestion.policy)
+        driver.begin(suggestion.trial)
         driver.close_lost(lambda owner: True)
     assert policies[0] == policies[1]
     assert driver.counts() == Counts(failed=1, lost=1)
