@@ -293,7 +293,8 @@ def search(
     typer.echo(summary, err=True)
     if recover is not None:
         on_cluster = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
-        _recover(out, recover, checkpoint, device, on_cluster if address else {}, as_json)
+        there = on_cluster if address else {}
+        _recover(out, recover, checkpoint, device, {**there, "storage": storage}, as_json)
 
 
 def _recover(
@@ -301,17 +302,21 @@ def _recover(
     epochs: float,
     checkpoint: Path | None,
     device: str,
-    on_cluster: dict[str, Any],
+    settings: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Fine-tune the front's members; on a cluster all workers share each batch."""
+    """Fine-tune the front's members; on a cluster all workers share each batch.
+
+    Args:
+        settings: Of `recover`: the study's storage and the cluster.
+    """
     from search.launch import find_checkpoint
     from search.recovery import recover
     from search.rundir import RunDirectory
     from ssmprune.output import show
 
     weights = find_checkpoint(checkpoint, RunDirectory.open(run).space.model)
-    found = recover(run, epochs, checkpoint=weights, device=device, **on_cluster)
+    found = recover(run, epochs, checkpoint=weights, device=device, **settings)
     if not as_json:
         show("", found.to_table(), "", found.summary())
     typer.echo(f"written: {run / 'recovery.json'}, {run / 'recovery.csv'}", err=True)

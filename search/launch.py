@@ -220,7 +220,8 @@ def search(
                 )
             if not resume:
                 _begin(run, file.text, frozen, warm, identity, call, database)
-            _measure_dense(run, evaluators, pool, imports, here=address is None)
+            here = address is None and not pool.gpus
+            _measure_dense(run, evaluators, pool, imports, here=here)
             with StudyService(Study(run), own_address(address), shown.say) as service:
                 interrupted = _search(
                     run, service, evaluators, imports, pool, trials, early_stopping, shown
@@ -390,7 +391,8 @@ def _measure_dense(
 
     Args:
         imports: What makes the model known, elsewhere than here.
-        here: In this process, which has everything loaded, not on Ray.
+        here: In this process, which has everything loaded; else on Ray, in a process that leaves
+            the memory of its GPU to the workers.
     """
     info = run.info
     dense = Policy(model=run.space.model, stages=())

@@ -121,6 +121,7 @@ def recover(
     workers: int = 1,
     gpus_per_worker: float | None = None,
     address: str | None = None,
+    storage: str | None = None,
     progress: bool = True,
 ) -> Recovery:
     """Fine-tune every member of a run's front, one after the other, and write the figures.
@@ -133,6 +134,7 @@ def recover(
         workers: Processes that share each batch.
         gpus_per_worker: As `train` takes it.
         address: A Ray cluster.
+        storage: URL of the study's database with its password, which the run does not record.
         progress: Show progress on standard error.
 
     Raises:
@@ -142,7 +144,7 @@ def recover(
     """
     if not epochs > 0:
         raise UsageError(f"--recover must be a number of epochs above 0, got {epochs:g}.")
-    outcome = Outcome.read(run_dir)
+    outcome = Outcome.read(run_dir, storage)
     call, imports = outcome.run.info["call"], outcome.run.import_own()
     settings = load_recipe("fine_tune").changed(
         epochs=epochs, distill=DISTILL, amp=bool(call.get("amp"))

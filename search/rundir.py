@@ -10,9 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +100,37 @@ class RunDirectory:
             RunError: A live process holds it, or it cannot be made.
         """
         made = not self.path.exists()
+        handle = self._hold()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as fault:
-            raise RunError(
-                f"a run directory must be writable, but {self.path} is not: {fault.strerror}; "
-                "give another directory."
-            ) from None
-        try:
-            self._acquire(handle)
             yield
         finally:
             if made and self._is_empty():
-                shutil.rmtree(self.path)
+                self._lock_path.unlink()
+                with suppress(OSError):  # another process has come in since
+                    self.path.rmdir()
+            os.close(handle)
+
+    def _hold(self) -> int:
+        """The lock file, opened and locked; one that its holder removed meanwhile locks nothing."""
+        while True:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # the directory was removed between the two
+                continue
+            except OSError as fault:
+                raise RunError(
+                    f"a run directory must be writable, but {self.path} is not: {fault.strerror}; "
+                    "give another directory."
+                ) from None
+            try:
+                self._acquire(handle)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(handle), os.stat(self._lock_path)):
+                        return handle
+            except BaseException:
+                os.close(handle)
+                raise
             os.close(handle)
 
     def _acquire(self, handle: int) -> None:

@@ -598,7 +598,8 @@ class SearchSpace(FilePart):
         return found
 
     def _uniform_schedule(self) -> Schedule:
-        layers = tuple(self.config.depth * quarter // 4 - 1 for quarter in (1, 2, 3))
+        ends = {self.config.depth * quarter // 4 - 1 for quarter in (1, 2, 3)}
+        layers = tuple(sorted(layer for layer in ends if layer >= 0)) or (0,)
         return Schedule(name="uniform", layers=layers, keep_ratio=UNIFORM_RATIOS)
 
     def _schedule_policy(self, stages: tuple[Stage, ...], scorer: str) -> Policy | None:

@@ -14,7 +14,9 @@ import search.recovery
 from search.cli import app
 from search.outcome import Outcome
 from search.recovery import Recovered, Recovery, recover
-from ssmprune.errors import UsageError
+from search.rundir import RunDirectory
+from search.storage import Database, move, without_password
+from ssmprune.errors import RunError, UsageError
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.training import TrainResult
 
@@ -88,6 +90,20 @@ def test_every_member_is_tuned_under_its_policy_and_written_down(
     assert [float(r["after_top1"]) - float(r["before_top1"]) for r in rows] == pytest.approx(
         range(1, len(front) + 1)
     )
+
+
+@pytest.mark.slow
+def test_recovery_reaches_a_database_with_its_password(
+    finished_run: Path, trained: list[dict[str, Any]], weights: Path, postgres: Any
+) -> None:
+    run = RunDirectory.open(finished_run)
+    place = Database(postgres.url, "study")
+    move(run.place, place)
+    storage = {"url": without_password(place.url), "study": place.study}
+    run.write_info({**run.info, "storage": storage})
+    with pytest.raises(RunError, match="give the password"):
+        recover(finished_run, 0.5, checkpoint=weights)
+    assert len(recover(finished_run, 0.5, checkpoint=weights, storage=postgres.url).members) > 1
 
 
 def test_recovery_needs_epochs(finished_run: Path, weights: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from search.synthetic import SyntheticEvaluator
 from ssmprune import Policy
 from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
+from ssmprune.models import zoo
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault
 from ssmprune.pruning.scorers import scorers as registered
@@ -315,6 +317,17 @@ def test_known_schedules_hold_the_files_own_and_only_feasible_ones():
     assert found["own"].scorer.name == "l1"
     for policy in found.values():
         assert chosen.suggest(FixedTrial(chosen.params(policy))) == policy
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(1, [0]), (2, [0]), (3, [0, 1]), (4, [0, 1, 2])])
+def test_shallow_models_have_known_schedules(
+    depth: int, layers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shallow = replace(find_config("vim_nano"), name="vim_shallow", depth=depth)
+    monkeypatch.setitem(zoo.configs._entries, "vim_shallow", shallow)
+    ratios = {"per": "layer", "layers": list(range(depth)), "low": 0.5, "step": 0.1}
+    schedules = space(model="vim_shallow", ratios=ratios).known_schedules()
+    assert {tuple(s.layer for s in policy.stages) for _, policy in schedules} == {tuple(layers)}
 
 
 def test_every_model_of_the_zoo_has_a_space() -> None:

@@ -1,0 +1,69 @@
+"""One search holds a run directory at a time, whoever comes and goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from search.rundir import RunDirectory
+from ssmprune.errors import RunError
+
+COME_AND_GO = """
+import sys
+from pathlib import Path
+from search.rundir import RunDirectory
+from ssmprune.errors import RunError
+
+held = 0
+while held < 300:
+    try:
+        with RunDirectory(sys.argv[1]).lock():
+            mine = Path(sys.argv[1], "mine")
+            mine.touch(exist_ok=False)  # nobody else is in it
+            mine.unlink()
+            held += 1
+    except RunError:
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_come_and_go_never_hold_a_directory_together(tmp_path: Path) -> None:
+    calls = [[sys.executable, "-c", COME_AND_GO, str(tmp_path / "run")]] * 3
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda call: subprocess.run(call, capture_output=True), calls))
+    assert [process.stderr.decode() for process in done] == ["", "", ""]
+
+
+def test_lock_of_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    opened, os_open = [], os.open
+
+    def open_late(path: Path, *arguments: int) -> int:
+        handle = os_open(path, *arguments)
+        if path == tmp_path / "run" / ".lock" and not opened:
+            (tmp_path / "run" / ".lock").unlink()  # by the process that held the directory
+            (tmp_path / "run").rmdir()
+        opened.append(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", open_late)
+    with run.lock():
+        assert (tmp_path / "run" / ".lock").exists()
+        with pytest.raises(RunError, match="one search at a time"), RunDirectory(run.path).lock():
+            pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_directory_that_another_process_has_written_into_stays(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        (tmp_path / "run" / "theirs").touch()
+    assert (tmp_path / "run" / "theirs").exists()
