@@ -26,6 +26,11 @@ ON_GPU = (
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--outages", type=int, default=2, help="for tests/search/test_outages.py")
+    parser.addoption("--outage-seconds", type=float, default=1.0, help="of each outage")
+
+
 class Golden(NamedTuple):
     """One file of reference numbers: settings and arrays by name."""
 
