@@ -446,7 +446,7 @@ def conv_backward(
     # a token passes its gradient on to the tokens that its taps read: the other direction
     dx_BLE = _convolved(dtotal_BLE, weight_EK, None, positions_BL, not reverse)
     total = dparameters.sum((0, 1))
-    dweight_EK = total[:taps].t().to(weight_EK.dtype, memory_format=torch.contiguous_format)
+    dweight_EK = total[:taps].t().contiguous().to(weight_EK.dtype)
     return dx_BLE.to(x_BLE.dtype), dweight_EK, total[taps].to(bias_E.dtype, copy=True)
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ssmprune.measure.trace import trace_flops
 from ssmprune.models.families import build_model
@@ -101,6 +103,32 @@ def test_convolution_in_half_precision_equals_float32_rounded(device, dtype):
     assert_rounded(half.grad, wide.grad, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optional", [True, False])
+def test_fake_results_are_laid_out_and_typed_as_the_kernels_are(device, dtype, optional):
+    u, delta, A, B, C, D, bias, count, step = scan_tensors(2, 3, 5, 4, device)
+    u, delta, B = (x.to(dtype) for x in (u, delta, B))  # the parameters and C stay float32
+    given = (D, bias, count, step) if optional else (None,) * 4
+    scan = (u, delta, A, B, C, *given, 0.5, True, False, "triton")
+    weight, conv_bias = A.contiguous(), D
+    positions = torch.arange(0, 6, 2, device=device).expand(2, -1) if optional else None
+    conv = (u, weight, conv_bias, positions, True, "triton")
+    for operator, arguments in (
+        (operators.selective_scan, scan),
+        (operators._selective_scan_backward, (u, *scan)),
+        (operators.causal_conv1d_silu, conv),
+        (operators._causal_conv1d_silu_backward, (u, *conv)),
+    ):
+        with FakeTensorMode() as mode:
+            promised = operator(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+        found = operator(*arguments)
+        assert [layout(x) for x in tree_leaves(found)] == [layout(x) for x in tree_leaves(promised)]
+
+
+def layout(x: torch.Tensor) -> tuple:
+    return x.dtype, x.shape, x.stride(), x.device
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own check
 def test_kernels_are_proper_torch_operators(device):
     *tensors, count, step = scan_tensors(1, 2, 3, 2, device)
@@ -142,11 +170,10 @@ def test_results_on_the_gpu_are_the_same_every_time():
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_auto_is_triton_on_the_gpu():
-    cuda = torch.device("cuda")
-    assert resolve_backend("auto", cuda, torch.bfloat16) == "triton"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_auto_is_triton_on_the_gpu_except_in_double_precision(dtype):
+    cuda = torch.device("cuda", 0)
+    assert resolve_backend("auto", cuda, dtype) == "triton"
     assert resolve_backend("auto", cuda, torch.float64) == "reference"
 
 
