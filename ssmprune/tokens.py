@@ -70,5 +70,10 @@ def take(values: Tensor, indices_BM: Tensor) -> Tensor:
 
 
 def put(values: Tensor, positions_BM: Tensor, whole: Tensor) -> Tensor:
-    """A copy of `whole`, (B, L, D), with the rows of `values`, (B, M, D), at their positions."""
-    return whole.scatter(1, positions_BM[..., None].expand(-1, -1, whole.shape[2]), values)
+    """A copy of `whole`, (B, L, D), with the rows of `values`, (B, M, D), at their positions.
+
+    It has the wider type of the two: under autocast a block may hand on another one than it got.
+    """
+    dtype = torch.promote_types(values.dtype, whole.dtype)
+    indices = positions_BM[..., None].expand(-1, -1, whole.shape[2])
+    return whole.to(dtype).scatter(1, indices, values.to(dtype))
