@@ -10,6 +10,7 @@ from benchmarks.record import save, show
 NAMES = (
     "scan",
     "limits",
+    "gpu_kernels",
     "pruned",
     "startup",
     "throughput",

@@ -31,6 +31,10 @@ from ssmprune.training.trainer import Trainer, dense_copy
 from tests.contracts.conftest import FAMILIES
 from tests.pretend import DEVICE, pretended_cuda
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a GPU is there: see tests/integration/test_gpu.py"
+)
+
 
 class Case(NamedTuple):
     """A small model and its policy."""

@@ -64,6 +64,16 @@ def test_grid_of_a_pruned_model_holds_each_token_as_it_left(family, model):
     assert torch.allclose(grid.flatten(1, 2), expected[:, patch_positions(config)], atol=1e-12)
 
 
+@torch.no_grad()
+def test_grid_is_restored_under_bfloat16_autocast(family):
+    model, images = family.build().float(), family.images().float()
+    ssmprune.apply_policy(model, family.policy(0.6, 0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        grid = model.forward_features(images, restore=True)
+    assert grid.shape == (4, *model.config.grid, model.config.embed_dim)
+    assert grid.isfinite().all()
+
+
 def test_gradients_reach_every_cell_of_the_restored_grid(family, model):
     ssmprune.apply_policy(model, family.policy(0.6, 0.5))
     images = family.images()[:2].requires_grad_()

@@ -208,11 +208,26 @@ for kernel in (gpu._scan_forward, gpu._scan_backward, gpu._conv_forward, gpu._co
 """
 
 
+SPILLS = """
+import sys
+import torch
+from benchmarks.gpu_kernels import compiled_only, convolution, scan
+
+with compiled_only(int(sys.argv[1])) as usages:
+    for states in (1, 8, 16):
+        scan(states, torch.bfloat16, "zero_input", True)
+    convolution(torch.bfloat16, True, True)
+assert len(usages) == 9, usages
+assert not any(usage.spilled for usage in usages), usages
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_gpus_that_are_not_there(capability, tmp_path):
+@pytest.mark.parametrize("script", [COMPILE, SPILLS], ids=["compile", "do-not-spill"])
+def test_kernels_for_gpus_that_are_not_there(script, capability, tmp_path):
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", COMPILE, str(capability)]
+    command = [sys.executable, "-c", script, str(capability)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
