@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from ssmprune.files import write_atomically
 from ssmprune.measure.latency import MIN_REPEATS, median_interval
-from ssmprune.yamlfile import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 

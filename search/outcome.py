@@ -14,7 +14,7 @@ from search.rundir import RunDirectory
 from search.study import Study
 from search.table import row, to_csv
 from ssmprune.errors import RunError
-from ssmprune.yamlfile import write_atomically
+from ssmprune.files import write_atomically, write_bytes_atomically
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Outcome:
         dense = run.dense("search")
         candidates = Study(run).candidates()
         if not candidates:
+            remedy = run.remedy("go on with `ssmprune search --resume`")
             raise RunError(
                 f"a front needs candidates within the space's limits, but {run.path} has none yet; "
-                "go on with `ssmprune search --resume`."
+                f"{remedy}."
             )
         objectives = run.space.objectives
         return cls(
@@ -96,5 +97,5 @@ class Outcome:
         """Write `front.csv` and `front.png` into the run's directory."""
         table, picture = self.run.path / "front.csv", self.run.path / "front.png"
         write_atomically(table, to_csv(self.members))
-        picture.write_bytes(draw_figure(self.picture()))
+        write_bytes_atomically(picture, draw_figure(self.picture()))
         return table, picture

@@ -20,8 +20,8 @@ from search.measurement import Candidate
 from search.outcome import Outcome
 from search.table import tokens_text
 from ssmprune.errors import UsageError
+from ssmprune.files import write_atomically
 from ssmprune.training import TrainResult, load_recipe, train
-from ssmprune.yamlfile import write_atomically
 
 SCHEMA = "ssmprune.recovery/1"
 DISTILL = 0.5

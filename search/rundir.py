@@ -7,11 +7,9 @@ else in the directory follows from these three.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from search.space import SearchSpace
 from search.storage import Database, Place, without_password
 from ssmprune.errors import RunError, SpaceError, UsageError
 from ssmprune.extensions import import_modules, recorded
-from ssmprune.yamlfile import write_atomically
+from ssmprune.files import LOCK, holding, is_held, write_atomically
 
 SCHEMA = "ssmprune.run/1"
 
@@ -38,7 +36,6 @@ class RunDirectory:
         self.space_path = self.path / "space.yaml"
         self.info_path = self.path / "run.json"
         self.journal_path = self.path / "study.journal"
-        self._lock_path = self.path / ".lock"
 
     @classmethod
     def open(cls, path: str | Path, database: str | None = None) -> RunDirectory:
@@ -51,9 +48,10 @@ class RunDirectory:
         missing = [p.name for p in run._files() if not p.is_file()]
         if missing:
             what = "no directory" if not run.path.is_dir() else f"no {' and no '.join(missing)}"
+            begin = "check the path, or begin a run with `ssmprune search`"
             raise RunError(
                 f"a run directory must hold a search, but there is {what} at {path}; "
-                "check the path, or begin a run with `ssmprune search`."
+                f"{run.remedy(begin)}."
             )
         return run
 
@@ -88,62 +86,15 @@ class RunDirectory:
             )
 
     def _is_empty(self) -> bool:
-        return all(entry == self._lock_path for entry in self.path.iterdir())
+        return all(entry.name == LOCK for entry in self.path.iterdir())
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory; ends with the process at the latest.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the directory, as `holding` does."""
+        return holding(self.path, "search")
 
-        A directory that this makes is removed again if nothing was written meanwhile.
-
-        Raises:
-            RunError: A live process holds it, or it cannot be made.
-        """
-        made = not self.path.exists()
-        handle = self._hold()
-        try:
-            yield
-        finally:
-            if made and self._is_empty():
-                self._lock_path.unlink()
-                with suppress(OSError):  # another process has come in since
-                    self.path.rmdir()
-            os.close(handle)
-
-    def _hold(self) -> int:
-        """The lock file, opened and locked; one that its holder removed meanwhile locks nothing."""
-        while True:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # the directory was removed between the two
-                continue
-            except OSError as fault:
-                raise RunError(
-                    f"a run directory must be writable, but {self.path} is not: {fault.strerror}; "
-                    "give another directory."
-                ) from None
-            try:
-                self._acquire(handle)
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(handle), os.stat(self._lock_path)):
-                        return handle
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)
-
-    def _acquire(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
-            raise RunError(
-                f"a run directory must be used by one search at a time, but process {owner} "
-                f"uses {self.path}; wait for it, or give another directory."
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    def remedy(self, otherwise: str) -> str:
+        """What to do where something is not there yet: wait, while a search is at work in it."""
+        return "a search is at work there: wait for it" if is_held(self.path) else otherwise
 
     @property
     def space(self) -> SearchSpace:
@@ -222,8 +173,9 @@ class RunDirectory:
         """
         figures = self.info.get("dense", {}).get(split)
         if figures is None:
+            remedy = self.remedy("finish the search with --resume")
             raise RunError(
                 f"a run must have measured the dense model on the {split} split, but "
-                f"{self.info_path} has no such figures yet; finish the search with --resume."
+                f"{self.info_path} has no such figures yet; {remedy}."
             )
         return Measurement.from_dict(figures)

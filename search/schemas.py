@@ -13,8 +13,8 @@ from pydantic import BaseModel
 import ssmprune
 from search.reference import reference_text
 from search.space import SearchSpace
+from ssmprune.files import write_atomically
 from ssmprune.policy import Policy
-from ssmprune.yamlfile import write_atomically
 
 FOLDER = Path(ssmprune.__file__).parent / "schemas"
 REFERENCE = Path(ssmprune.__file__).parents[1] / "docs" / "policy.md"

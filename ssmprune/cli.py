@@ -17,6 +17,7 @@ from ssmprune.data import SPLITS, open_images
 from ssmprune.devices import find_device
 from ssmprune.errors import Faults, UsageError
 from ssmprune.extensions import import_modules
+from ssmprune.files import write_bytes_atomically
 from ssmprune.measure.accuracy import evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import Latency
@@ -31,7 +32,6 @@ from ssmprune.policy import Policy, shipped_policies
 from ssmprune.scan import available_backends
 from ssmprune.training import TrainSettings, load_recipe, shipped_recipes
 from ssmprune.training import train as run_training
-from ssmprune.yamlfile import write_bytes_atomically
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from ssmprune.errors import UsageError
+from ssmprune.files import replacing
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.families import build_model
 
@@ -44,10 +44,8 @@ def export_onnx(model: Backbone, path: str | Path, batch_size: int = 1) -> None:
     twin.load_state_dict(model.state_dict())
     twin.plan = model.plan
     images = torch.zeros(batch_size, model.config.channels, *model.config.image_size)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.onnx.export(twin, (images,), temporary, dynamo=True, external_data=False, verbose=False)
-    os.replace(temporary, path)
+    with replacing(Path(path)) as file:
+        torch.onnx.export(twin, (images,), file, dynamo=True, external_data=False, verbose=False)
 
 
 def _scorers(model: Backbone) -> set[str]:

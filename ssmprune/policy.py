@@ -28,12 +28,13 @@ from pydantic import (
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.extensions import recorded
 from ssmprune.faults import Fault, Location, listed
+from ssmprune.files import write_atomically
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
 from ssmprune.pruning.alignment import decays
 from ssmprune.pruning.scorers import scorers
 from ssmprune.registry import Registry
-from ssmprune.yamlfile import FilePart, YamlFile, parse, to_yaml, write_atomically
+from ssmprune.yamlfile import FilePart, YamlFile, parse, to_yaml
 
 SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
 

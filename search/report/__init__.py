@@ -12,7 +12,7 @@ from search.report.page import GENERATOR, page_text
 from search.report.references import measure_references, read_measured
 from search.report.samples import open_bench
 from ssmprune.errors import RunError
-from ssmprune.yamlfile import write_atomically, write_bytes_atomically
+from ssmprune.files import write_atomically, write_bytes_atomically
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from search.front import pruning_key
 from search.measurement import Candidate, Measurement
 from search.outcome import Outcome
 from search.report.samples import Bench
+from ssmprune.files import write_atomically
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Policy, shipped_policies
-from ssmprune.yamlfile import write_atomically
 
 PUBLISHED_TOP1 = {
     "vim_tiny_patch16_224": 76.1,

@@ -7,12 +7,10 @@ what a resumed run goes on from, and `model.safetensors` is the model.
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import math
-import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ssmprune.errors import RunError
-from ssmprune.yamlfile import write_atomically
+from ssmprune.files import LOCK, holding, replacing, write_atomically, write_bytes_atomically
 
 SCHEMA = "ssmprune.train/1"
 LOG_COLUMNS = ("step", "seconds", "lr", "loss", "search_top1")
@@ -46,26 +44,9 @@ class TrainDirectory:
             RunError: It cannot be made, another process holds it, or it holds something else than
                 an earlier part of the same run.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise RunError(
-                f"the output must be a directory, but {self.path} cannot be made one "
-                f"({error.strerror}); name another."
-            ) from None
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"a directory serves one run at a time, but another run is using {self.path}; "
-                    "wait for it, or name another."
-                ) from None
+        with holding(self.path, "training run"):
             self._check(config)
             yield
-        finally:
-            os.close(handle)
 
     def check_free(self) -> None:
         """Refuse a directory that holds something else than a run.
@@ -77,11 +58,14 @@ class TrainDirectory:
             raise RunError(
                 f"the output must be a directory, but {self.path} is a file; name another."
             )
-        if self.path.exists() and not self._record_path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not self._record_path.exists() and self._holds_files():
             raise RunError(
                 f"the output must be a new directory or one with a train.json, but {self.path} "
                 "holds other files; name another."
             )
+
+    def _holds_files(self) -> bool:
+        return any(entry.name != LOCK for entry in self.path.iterdir())
 
     def _check(self, config: dict[str, Any]) -> None:
         self.check_free()
@@ -145,12 +129,13 @@ class TrainDirectory:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write `last.ckpt`."""
-        _replace(self._state_path, lambda path: torch.save(state, path))
+        with replacing(self._state_path) as path:
+            torch.save(state, path)
 
     def write_model(self, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Write `model.safetensors`: the weights, and what they are, in its header."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        _replace(self.model_path, lambda path: path.write_bytes(save(tensors, metadata)))
+        write_bytes_atomically(self.model_path, save(tensors, metadata))
 
     def read_log(self, until: float = math.inf) -> list[dict[str, Any]]:
         """The rows of `log.csv` up to and with step `until`."""
@@ -161,18 +146,10 @@ class TrainDirectory:
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Write `log.csv`."""
-
-        def write(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, LOG_COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-
-        _replace(self._log_path, write)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put that in its place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+        with (
+            replacing(self._log_path) as path,
+            path.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)

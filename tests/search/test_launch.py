@@ -130,7 +130,7 @@ def test_run_directory_holds_its_three_files_and_the_figures_of_dense(
 ) -> None:
     run = RunDirectory.open(finished.run_dir)
     names = sorted(path.name for path in run.path.iterdir())
-    assert names == [".lock", "run.json", "space.yaml", "study.journal", "tensorboard"]
+    assert names == ["run.json", "space.yaml", "study.journal", "tensorboard"]
     assert run.space_path.read_text() == SPACE
     assert run.info["call"]["seed"] == 0
     assert run.info["identity"]["model"] == "vim_nano"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from search.outcome import Outcome
 from search.rundir import RunDirectory
 from ssmprune.errors import RunError
+from ssmprune.training.directory import TrainDirectory
 
 COME_AND_GO = """
 import sys
@@ -67,3 +70,37 @@ def test_directory_that_another_process_has_written_into_stays(tmp_path: Path) -
     with run.lock():
         (tmp_path / "run" / "theirs").touch()
     assert (tmp_path / "run" / "theirs").exists()
+
+
+def test_who_asks_for_a_front_too_early_is_told_to_wait_while_a_search_is_at_work(
+    finished_run: Path,
+) -> None:
+    run = RunDirectory.open(finished_run)
+    run.write_info({**run.info, "dense": {}})
+    with pytest.raises(RunError, match="no such figures yet; finish the search with --resume"):
+        Outcome.read(finished_run)
+    with (
+        run.lock(),
+        pytest.raises(RunError, match="a search is at work there: wait for it") as told,
+    ):
+        Outcome.read(finished_run)
+    assert "--resume" not in str(told.value)
+    starting = RunDirectory(finished_run.with_name("starting"))
+    with starting.lock(), pytest.raises(RunError, match="at work there: wait for it"):
+        RunDirectory.open(starting.path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    message = f"file system with locks, but that of {tmp_path}/run has none .*; give a directory on"
+    with pytest.raises(RunError, match=message), RunDirectory(tmp_path / "run").lock():
+        pass
+    with pytest.raises(RunError, match=message), TrainDirectory(tmp_path / "run").claim({}):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ def test_claim_makes_the_directory_and_frees_it_at_the_end(tmp_path):
 def test_claim_refuses_a_directory_in_use_by_another_run(tmp_path):
     with (
         TrainDirectory(tmp_path).claim(CONFIG),
-        pytest.raises(RunError, match="another run is using"),
+        pytest.raises(RunError, match="by one training run at a time, but process"),
         TrainDirectory(tmp_path).claim(CONFIG),
     ):
         pass
