@@ -32,6 +32,10 @@ class _Commands(TyperGroup):
     """Turns what went wrong into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
+        from ssmprune.cpus import cpu_count
+
+        # Before torch is loaded, which would take all CPUs of a machine that a container shares.
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 
-def cpu_count() -> int:
-    """CPUs of this machine, or those that a batch system or a container leaves to this process."""
+def cpu_count(root: Path = Path("/")) -> int:
+    """CPUs of this machine, or those that a batch system or a container leaves to this process.
+
+    A container's quota (`docker --cpus=1.5`) counts as the next whole number of CPUs.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        there = len(os.sched_getaffinity(0))
+    else:
+        there = os.cpu_count() or 1
+    return max(1, math.ceil(min([there, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """What this process's control groups and those above them allow, in CPUs."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # no Linux
+    for line in groups:
+        _, controllers, group = line.split(":", 2)  # version 2 names no controllers
+        place = root / "sys/fs/cgroup" / controllers
+        for above in (PurePosixPath(group), *PurePosixPath(group).parents):
+            yield from _quota(place / str(above).lstrip("/"))
+
+
+def _quota(group: Path) -> Iterator[float]:
+    """The quota of a group of version 2, or of version 1, if it has one."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            yield int(quota) / int(period)
