@@ -6,6 +6,7 @@ and a wrong call answer at once.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+_ERROR = typer.style("Error:", fg="red", bold=True)
 
 LIBRARY_COMMANDS = {
     "models": "The model zoo: name, parameters, FLOPs on both rules.",
@@ -44,8 +46,8 @@ class _Commands(TyperGroup):
             errors = sys.modules.get("ssmprune.errors")  # not loaded: the fault is none of ours
             if errors is None or not isinstance(fault, errors.SsmpruneError):
                 raise
-            typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(fault), err=True)
+            label = "Error:" if os.environ.get("NO_COLOR") else _ERROR
+            typer.echo(f"{label} {fault}", err=True)
             status = WRONG_CALL if isinstance(fault, errors.UsageError) else FAILED
             raise typer.Exit(status) from None
 
@@ -114,6 +116,9 @@ def main() -> None:
     unless they are told not to before torch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written out
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="ssmprune")
 
 
