@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import signal
 import threading
@@ -53,6 +54,7 @@ from search.storage import (
 from search.study import Study
 from search.warmstart import warm_start as find_warm_start
 from search.worker import Job
+from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_TRIALS, MOST_WORKERS
 from ssmprune.data import absolute_name
 from ssmprune.devices import find_device
 from ssmprune.errors import RunError, UsageError, unknown_name
@@ -155,7 +157,7 @@ def search(
         RunError: The directory exists without `resume`, is in use, or belongs to another search.
     """
     start = time.monotonic()
-    _check_call(trials, workers, sampler, gpus_per_worker)
+    _check_call(trials, workers, seed, batch_size, sampler, gpus_per_worker)
     if resume and warm_start:
         raise UsageError("--warm-start must be given when a run begins, not with --resume.")
     if storage is not None and storage != JOURNAL:
@@ -521,15 +523,29 @@ def _move(run: RunDirectory, database: str | None, shown: SearchProgress) -> Non
 
 
 def _check_call(
-    trials: int, workers: int, sampler: str | None, gpus_per_worker: float | None
+    trials: int,
+    workers: int,
+    seed: int | None,
+    batch_size: int,
+    sampler: str | None,
+    gpus_per_worker: float | None,
 ) -> None:
-    for option, value in (("--trials", trials), ("--workers", workers)):
-        if value < 1:
-            raise UsageError(f"{option} must be at least 1, got {value}.")
+    for option, value, low, high in (
+        ("--trials", trials, 1, MOST_TRIALS),
+        ("--workers", workers, 1, MOST_WORKERS),
+        ("--seed", seed or 0, 0, MOST_SEED),
+        ("--batch-size", batch_size, 1, MOST_IMAGES),
+    ):
+        if value < low:
+            raise UsageError(f"{option} must be at least {low}, got {value}.")
+        if value > high:
+            raise UsageError(f"{option} must be at most {high}, got {value}.")
     if sampler is not None and sampler not in SAMPLERS:
         raise UsageError(unknown_name("sampler", sampler, SAMPLERS))
-    if gpus_per_worker is not None and gpus_per_worker < 0:
-        raise UsageError(f"--gpus-per-worker must not be negative, got {gpus_per_worker}.")
+    if gpus_per_worker is not None and not 0 <= gpus_per_worker < math.inf:
+        raise UsageError(
+            f"--gpus-per-worker must not be negative, nor infinite, got {gpus_per_worker}."
+        )
     if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
         raise UsageError(
             f"--gpus-per-worker must be a part of one GPU or a whole number of them, got "

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_WORKERS
 from ssmprune.data import SPLITS, open_images
 from ssmprune.devices import find_device
 from ssmprune.errors import Faults, UsageError
@@ -174,7 +175,10 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Batches to train on.", show_default="the recipe's")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_STEPS, help="Batches to train on.", show_default="the recipe's"
+        ),
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the images, in place of --steps.")
@@ -184,7 +188,12 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images per step, of all workers.", show_default="the recipe's"),
+        typer.Option(
+            min=1,
+            max=MOST_IMAGES,
+            help="Images per step, of all workers.",
+            show_default="the recipe's",
+        ),
     ] = None,
     distill: Annotated[
         float | None,
@@ -196,12 +205,17 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed of weights and batches.", show_default="the recipe's"),
+        typer.Option(
+            min=0, max=MOST_SEED, help="Seed of weights and batches.", show_default="the recipe's"
+        ),
     ] = None,
     device: Device = "cpu",
     bf16: Bf16 = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that share each batch, through Ray Train.")
+        int,
+        typer.Option(
+            min=1, max=MOST_WORKERS, help="Processes that share each batch, through Ray Train."
+        ),
     ] = 1,
     gpus_per_worker: Annotated[
         float | None,
@@ -283,7 +297,7 @@ def evaluate_model(
     policy: PolicyFile = None,
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}.")] = "holdout",
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Images per batch.")] = 64,
     device: Device = "cpu",
     bf16: Bf16 = False,
     imports: Imports = None,
@@ -333,7 +347,9 @@ def profile(
     ] = None,
     checkpoint_key: CheckpointKey = None,
     image_size: ImageSize = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in the timed batch.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MOST_IMAGES, help="Images in the timed batch.")
+    ] = 32,
     device: Device = "cpu",
     bf16: Bf16 = False,
     imports: Imports = None,

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from ssmprune.bounds import MOST_SEED
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.extensions import recorded
 from ssmprune.faults import Fault, Location, listed
@@ -70,7 +71,12 @@ class Scorer(FilePart):
         description="the name of a scorer, such as clipped_sum or l1",
         json_schema_extra=lambda schema: schema.update(enum=[*sorted(scorers.filed())]),
     )
-    seed: int = Field(default=0, ge=0, description="seed of the random scorer, 0 or more")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_SEED,
+        description="seed of the random scorer, 0 or more",
+    )
 
 
 class Stage(FilePart):

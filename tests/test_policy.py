@@ -84,6 +84,7 @@ def nano(**changes) -> str:
         (nano(stagess=1), "did you mean 'stages'?"),
         (nano(model="vim_nan"), "unknown model 'vim_nan' at model (policy, line 1); did you mean"),
         (nano(scorer={"name": "l3"}), "unknown scorer 'l3' at scorer.name"),
+        (nano(scorer={"name": "random", "seed": 2**64}), "seed must be less than or equal to 4294"),
         (nano(schema="ssmprune.policy/2"), "schema must be 'ssmprune.policy/1'"),
         ("model: vim_nano", "key 'stages' is required"),
         (nano(stages=3), "stages must be"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssmprune.bounds import MOST_WORKERS
 from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
 from ssmprune.extensions import absolute, import_modules, installed_versions
@@ -186,8 +187,8 @@ def _identity(job: Job, data: TrainingData) -> dict[str, Any]:
 
 def _check_shares(settings: TrainSettings, workers: int) -> None:
     """Refuse a batch that cannot be divided as asked for."""
-    if workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}.")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise UsageError(f"workers must be at least 1 and at most {MOST_WORKERS}, got {workers}.")
     parts = workers * settings.accumulate
     if settings.batch_size % parts:
         raise UsageError(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from timm.optim._optim_factory import list_optimizers
 
+from ssmprune.bounds import MOST_EPOCHS, MOST_IMAGES, MOST_SEED, MOST_STEPS
 from ssmprune.errors import RecipeError, UsageError, unknown_name
 from ssmprune.faults import Fault, unknown
 from ssmprune.yamlfile import FilePart, YamlFile, fault_of, parse
@@ -26,12 +27,15 @@ class TrainSettings(FilePart):
     schema_: Literal["ssmprune.recipe/1"] = Field(
         default=SCHEMA, alias="schema", description=f"write {SCHEMA}"
     )
-    steps: int | None = Field(default=None, ge=1, description="batches to train on")
+    steps: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="batches to train on")
     epochs: Real | None = Field(
-        default=None, gt=0, description="passes over the training images, in place of steps"
+        default=None,
+        gt=0,
+        le=MOST_EPOCHS,
+        description="passes over the training images, in place of steps",
     )
     batch_size: int = Field(
-        default=64, ge=1, description="images per step, over all workers together"
+        default=64, ge=1, le=MOST_IMAGES, description="images per step, over all workers together"
     )
     accumulate: int = Field(
         default=1, ge=1, description="parts in which each worker computes its share of a batch"
@@ -105,7 +109,7 @@ class TrainSettings(FilePart):
         description="share of the steps over which composed images grow to full difficulty",
     )
     amp: bool = Field(default=False, description="compute under bfloat16 autocast")
-    seed: int = Field(default=0, ge=0, description="seed of weights and batches")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="seed of weights and batches")
     checkpoint_every: int = Field(
         default=250,
         ge=1,

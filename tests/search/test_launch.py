@@ -334,6 +334,12 @@ def test_resume_needs_a_run(space: Path, tmp_path: Path) -> None:
     [
         ({"trials": 0}, "--trials must be at least 1, got 0"),
         ({"workers": 0}, "--workers must be at least 1, got 0"),
+        ({"trials": 10**7}, "--trials must be at most 1000000, got 10000000"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"sampler": "qmc", "seed": 99_999_999_999}, "--seed must be at most 4294967295, got"),
+        ({"batch_size": 10**14}, "--batch-size must be at most 1048576, got 100000000000000"),
+        ({"gpus_per_worker": float("inf")}, "--gpus-per-worker must not be negative, nor infinite"),
+        ({"gpus_per_worker": float("nan")}, "--gpus-per-worker must not be negative, nor infinite"),
         ({"sampler": "nsga3"}, "unknown sampler 'nsga3'; did you mean nsga2"),
         ({"gpus_per_worker": -1.0}, "--gpus-per-worker must not be negative"),
         ({"gpus_per_worker": 1.5}, "--gpus-per-worker must be a part of one GPU or a whole number"),

@@ -87,3 +87,19 @@ def test_a_recipe_without_a_length_is_refused(tmp_path):
     path.write_text("lr: 1e-3\n")
     with pytest.raises(RecipeError, match="either steps or epochs, got neither"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2**63),
+        ("batch_size", 10**14),
+        ("steps", 10**12),
+        ("epochs", 1e300),
+        ("epochs", float("nan")),
+        ("lr", float("inf")),
+    ],
+)
+def test_a_number_that_nothing_can_take_is_refused_with_its_range(name, value):
+    with pytest.raises(UsageError, match=f"{name} must be (less than or equal to|a finite)"):
+        load_recipe("scratch").changed(**{name: value})
