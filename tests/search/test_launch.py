@@ -91,7 +91,10 @@ def assert_complete(run_dir: Path, trials: int) -> None:
 
 @dataclass(frozen=True)
 class DeadlyEvaluators(SyntheticEvaluators):
-    """Evaluators whose process is killed in the midst of an evaluation, `deaths` times."""
+    """Evaluators whose process is killed in the midst of an evaluation, `deaths` times.
+
+    No candidate kills twice, or it would rightly be given up.
+    """
 
     folder: Path = Path()
     deaths: int = 1
@@ -101,9 +104,10 @@ class DeadlyEvaluators(SyntheticEvaluators):
 
         def evaluate(policy: Policy, race: Race | None = None) -> Measurement:
             calls["n"] += 1
-            graves = len(list(self.folder.glob("grave-*")))
-            if split == "search" and policy.stages and calls["n"] == 5 and graves < self.deaths:
-                (self.folder / f"grave-{graves}").touch()
+            graves = [path.read_text() for path in self.folder.glob("grave-*")]
+            is_due = calls["n"] >= 5 and len(graves) < self.deaths and repr(policy) not in graves
+            if split == "search" and policy.stages and is_due:
+                (self.folder / f"grave-{len(graves)}").write_text(repr(policy))
                 os.kill(os.getpid(), signal.SIGKILL)
             return free(policy)
 
