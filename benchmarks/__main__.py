@@ -19,6 +19,7 @@ NAMES = (
     "racing",
     "workers",
     "recovery",
+    "prefix_memory",
 )
 
 
