@@ -146,6 +146,8 @@ class ModelEvaluators:
             split,
             image_size=config.image_size,
             channels=config.channels,
+            preprocessing=config.preprocessing,
+            num_classes=config.num_classes,
             batch_size=self.batch_size,
         )
 

@@ -316,9 +316,22 @@ def evaluate_model(
     ).to(place)
     config = network.config
     images = open_images(
-        data, split, image_size=config.image_size, channels=config.channels, batch_size=batch_size
+        data,
+        split,
+        image_size=config.image_size,
+        channels=config.channels,
+        preprocessing=config.preprocessing,
+        num_classes=config.num_classes,
+        batch_size=batch_size,
     )
     accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
+    chance = 100 / config.num_classes
+    if policy is None and accuracy.top1 <= chance:
+        typer.echo(
+            f"top-1 is not above chance, {chance:g} %: classes, weights or preprocessing may not "
+            "match.",
+            err=True,
+        )
     if as_json:
         call = {
             "model": model,
@@ -481,7 +494,7 @@ def tokens(
     pixels = open_image(image, network.config)
     logits, stages = kept_patches(network, pixels)
     verb = "scanned" if chosen.reduction == "grid" else "kept"
-    row = Row(to_pixels(pixels)[0], "")
+    row = Row(to_pixels(pixels, network.config.preprocessing)[0], "")
     write_bytes_atomically(output, draw_kept([row], stages, verb=verb, format=kind))
     predicted = int(logits.argmax())
     if as_json:

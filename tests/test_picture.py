@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,9 +74,10 @@ def test_picture_of_the_same_is_the_same_file():
 def test_image_file_goes_through_the_evaluation_transform_and_back(tmp_path):
     path = tmp_path / "grey.png"
     Image.new("RGB", (300, 260), (120, 130, 140)).save(path)
-    image = open_image(str(path), find_config("vim_tiny_patch16_224"))
+    config = find_config("vim_tiny_patch16_224")
+    image = open_image(str(path), config)
     assert image.shape == (1, 3, 224, 224)
-    assert (to_pixels(image) == [120, 130, 140]).all()
+    assert (to_pixels(image, config.preprocessing) == [120, 130, 140]).all()
 
 
 @pytest.mark.parametrize(
@@ -92,10 +94,22 @@ def test_images_that_are_not_there_are_refused(image, model, error, part):
         open_image(image, find_config(model))
 
 
-def test_image_file_for_a_model_of_another_depth_is_refused_with_the_remedy(tmp_path):
+def test_image_file_is_read_in_grey_for_a_model_of_one_channel(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (96, 60), (200, 200, 200)).save(path)
+    config = find_config("vim_nano")
+    image = open_image(str(path), config)
+    assert image.shape == (1, 1, 48, 48)
+    assert (to_pixels(image, config.preprocessing) == 200).all()
+    picture = tmp_path / "kept.png"
+    told = call("--policy", "uniform_vim_nano", "--image", path, "-o", picture, "--json")
+    assert told.exit_code == 0 and len(json.loads(told.stdout)["stages"]) == 3
+
+
+def test_image_file_for_a_model_of_two_channels_is_refused(tmp_path):
     Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
-    with pytest.raises(UsageError, match="digits:N"):
-        open_image(str(tmp_path / "a.png"), find_config("vim_nano"))
+    with pytest.raises(UsageError, match="1 or 3 channels"):
+        open_image(str(tmp_path / "a.png"), replace(find_config("vim_nano"), channels=2))
 
 
 def test_damaged_image_is_refused(tmp_path):

@@ -60,6 +60,8 @@ class Bench:
             "holdout",
             image_size=config.image_size,
             channels=config.channels,
+            preprocessing=config.preprocessing,
+            num_classes=config.num_classes,
             limit=SAMPLES,
         )
         self._images, labels = next(iter(images.loader))
@@ -69,7 +71,7 @@ class Bench:
     @property
     def pixels(self) -> NDArray[np.uint8]:
         """The sample images, (B, H, W, C)."""
-        return to_pixels(self._images)
+        return to_pixels(self._images, self._model.config.preprocessing)
 
     def class_name(self, label: int) -> str:
         """A class by its number; the number itself where the data have no such class."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ssmprune.data.base import SPLITS, Batch, ImageSet, Loader, TrainingStream
 from ssmprune.errors import DataError, UsageError, unknown_name
+from ssmprune.models.configs import Preprocessing
+
+IMAGENET = Preprocessing()
 
 __all__ = [
     "SPLITS",
@@ -26,6 +29,9 @@ def open_images(
     *,
     image_size: tuple[int, int],
     channels: int,
+    preprocessing: Preprocessing = IMAGENET,
+    num_classes: int | None = None,
+    exact_classes: bool = True,
     batch_size: int = 64,
     limit: int | None = None,
     seed: int = 0,
@@ -36,10 +42,16 @@ def open_images(
 
     Args:
         name: `digits`, or the path of a folder with one sub-folder of images per class, or of a
-            folder that holds such folders for the splits (see `ssmprune.data.images`).
+            folder that holds such folders for the splits (see `ssmprune.data.layout`).
         split: `train`, `search` (for decisions) or `holdout` (for the last word).
         image_size: Height and width in pixels that the model takes.
-        channels: Colour channels that the model takes.
+        channels: Colour channels that the model takes; folders are read in grey with 1, in colour
+            with 3.
+        preprocessing: How the model takes image files.
+        num_classes: Classes of the model's classifier, which must be those of the data. Folders
+            that are all named after synsets of an ImageNet of that many classes are numbered as it
+            numbers them, which is logged. With None labels number the data's classes.
+        exact_classes: Refuse data with another number of classes than `num_classes`.
         batch_size: Images per batch; the last batch may be smaller.
         limit: Only that many images, the first ones of the order.
         seed: Determines the order and, for `digits`, the composition.
@@ -56,15 +68,19 @@ def open_images(
     if name == "digits":
         from ssmprune.data import digits
 
-        digits.check_shape(image_size, channels)
+        _check_digits(image_size, channels, num_classes if exact_classes else None)
         return digits.open_digits(split, batch_size=batch_size, limit=limit, seed=seed)
 
-    from ssmprune.data import images
+    from ssmprune.data.folder import open_folder
 
-    return images.open_folder(
+    return open_folder(
         _folder(name),
         split,
-        image_size=images.check_shape(image_size, channels),
+        image_size=image_size,
+        channels=channels,
+        preprocessing=preprocessing,
+        num_classes=num_classes,
+        exact_classes=exact_classes,
         batch_size=batch_size,
         limit=limit,
         seed=seed,
@@ -77,6 +93,9 @@ def open_stream(
     image_size: tuple[int, int],
     channels: int,
     batch_size: int,
+    preprocessing: Preprocessing = IMAGENET,
+    num_classes: int | None = None,
+    exact_classes: bool = True,
     seed: int = 0,
     curriculum_steps: int = 0,
     augment: str | None = None,
@@ -89,6 +108,8 @@ def open_stream(
         image_size: Height and width in pixels that the model takes.
         channels: Colour channels that the model takes.
         batch_size: Images per batch.
+        preprocessing: How the model takes image files.
+        num_classes, exact_classes: As for `open_images`.
         seed: The batch of a step depends on the seed and the step alone.
         curriculum_steps: Steps over which composed images grow to their full difficulty.
         augment: For folders, timm's `auto_augment`; composed images vary by themselves.
@@ -102,16 +123,20 @@ def open_stream(
     if name == "digits":
         from ssmprune.data import digits
 
-        digits.check_shape(image_size, channels)
+        _check_digits(image_size, channels, num_classes if exact_classes else None)
         return digits.DigitStream(
             batch_size=batch_size, seed=seed, curriculum_steps=curriculum_steps
         )
 
-    from ssmprune.data import images
+    from ssmprune.data.folder import FolderStream
 
-    return images.FolderStream(
+    return FolderStream(
         _folder(name),
-        image_size=images.check_shape(image_size, channels),
+        image_size=image_size,
+        channels=channels,
+        preprocessing=preprocessing,
+        num_classes=num_classes,
+        exact_classes=exact_classes,
         batch_size=batch_size,
         seed=seed,
         augment=augment,
@@ -135,9 +160,9 @@ def check_images(name: str) -> None:
         DataError: Some are not readable.
     """
     if name != "digits":
-        from ssmprune.data import images
+        from ssmprune.data.reading import check_folder
 
-        images.check_folder(_folder(name))
+        check_folder(_folder(name))
 
 
 def _folder(name: str) -> Path:
@@ -151,6 +176,13 @@ def _folder(name: str) -> Path:
     raise DataError(
         f"a data set must be a folder that exists, but {name} does not; check the path."
     )
+
+
+def _check_digits(image_size: tuple[int, int], channels: int, num_classes: int | None) -> None:
+    from ssmprune.data import classes, digits
+
+    digits.check_shape(image_size, channels)
+    classes.check_count(len(digits.CLASSES), num_classes, digits.NAME)
 
 
 def _check_positive(option: str, value: int) -> None:

@@ -77,6 +77,8 @@ class ImageSet:
     fingerprint: str
     """sha256 over everything that determines the images, their labels and their order."""
     loader: Loader
+    class_list: str | None = None
+    """ImageNet's list that numbers the labels, such as `imagenet-1k`; None for the data's own."""
 
     def __len__(self) -> int:
         return self.loader.images

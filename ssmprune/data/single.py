@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from ssmprune.data import digits
-from ssmprune.data.images import CROP_SHARE, check_shape, read_image
+from ssmprune.data.reading import read_image
+from ssmprune.data.transforms import evaluation_transform
 from ssmprune.errors import DataError, UsageError
-from ssmprune.models.configs import ModelConfig
+from ssmprune.models.configs import ModelConfig, Preprocessing
 
 _DIGITS = f"{digits.NAME}:"
 
@@ -37,15 +36,8 @@ def open_image(name: str, config: ModelConfig) -> Tensor:
             f"an image must be a file, but there is none at {name}; check the path, or give "
             "digits:N for an image of the embedded digits."
         )
-    if config.channels != 3:
-        raise UsageError(
-            f"an image file has 3 channels, but {config.name} takes {config.channels}; give "
-            "digits:N, such as digits:0, for an image of the data that it was trained on."
-        )
-    size = check_shape(config.image_size, config.channels)
-    transform = create_transform((3, *size), interpolation="bicubic", crop_pct=CROP_SHARE)
-    image: Tensor = transform(read_image(name))
-    return image[None]
+    transform = evaluation_transform(config.image_size, config.channels, config.preprocessing)
+    return transform(read_image(name, config.channels))[None]
 
 
 def _open_digit(number: str, config: ModelConfig) -> Tensor:
@@ -61,14 +53,11 @@ def _open_digit(number: str, config: ModelConfig) -> Tensor:
     return image
 
 
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """What people see of normalised images: (B, C, H, W) to (B, H, W, C).
-
-    One channel is read as the embedded digits, three as timm's transforms normalise them.
-    """
-    is_grey = images.shape[1] == digits.CHANNELS
-    mean = [digits.MEAN] if is_grey else IMAGENET_DEFAULT_MEAN
-    std = [digits.STD] if is_grey else IMAGENET_DEFAULT_STD
-    scale, shift = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (std, mean))
-    pixels = (images.float().cpu() * scale + shift).clamp(0, 1) * 255
+def to_pixels(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """What people see of a model's input: (B, C, H, W) to (B, H, W, C)."""
+    std, mean = (
+        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+        for values in (preprocessing.std, preprocessing.mean)
+    )
+    pixels = (images.float().cpu() * std + mean).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

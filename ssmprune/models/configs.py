@@ -12,6 +12,21 @@ from ssmprune.errors import UsageError
 Config = TypeVar("Config", bound="ModelConfig")
 
 
+@dataclass(frozen=True)
+class Preprocessing:
+    """How the pixels of an image file become a model's input; the defaults are timm's.
+
+    Attributes:
+        mean: Is subtracted from pixels in 0..1; one value for all channels, or one for each.
+        std: Divides the difference.
+        crop_share: Side of the central crop as a share of the resized image's shorter side.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_share: float = 0.875
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
     """What the configurations of all families hold.
@@ -21,7 +36,9 @@ class ModelConfig(ABC):
         prunable: Whether tokens can leave between the blocks.
         convolves_grid: Whether the blocks convolve the H x W grid, not the sequence.
         image_size: Height and width of the input in pixels.
+        channels: 1 for images in grey, 3 in colour.
         num_classes: Logits of the classifier; 0 for pooled features without one.
+        preprocessing: How image files are cropped and normalised.
     """
 
     family: ClassVar[str]
@@ -32,6 +49,7 @@ class ModelConfig(ABC):
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
     num_classes: int = 1000
+    preprocessing: Preprocessing = Preprocessing()
 
     @property
     @abstractmethod

@@ -78,17 +78,25 @@ class TrainingData:
             DataError: A folder is missing, or holds no images.
         """
         config, settings = find_config(job.model), job.settings
-        shape: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
+        expected: dict[str, Any] = {
+            "image_size": config.image_size,
+            "channels": config.channels,
+            "preprocessing": config.preprocessing,
+            "num_classes": job.num_classes,
+            "exact_classes": False,
+        }
         stream = open_stream(
             job.data,
-            **shape,
+            **expected,
             batch_size=settings.batch_size,
             seed=settings.seed,
             augment=settings.augment,
             erase=settings.erase,
         )
         stream.curriculum_steps = round(settings.curriculum * settings.total_steps(stream.images))
-        search, holdout = (open_images(job.data, split, **shape) for split in ("search", "holdout"))
+        search, holdout = (
+            open_images(job.data, split, **expected) for split in ("search", "holdout")
+        )
         return cls(stream, search, holdout)
 
 

@@ -187,7 +187,7 @@ def test_open_images_refuses_what_it_cannot_open(arguments, error, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"image_size": (32, 32), "channels": 1}, "3 channels, but the model takes 1"),
+        ({"image_size": (32, 32), "channels": 2}, "3 channels, but the model takes 2"),
         ({"image_size": (32, 0), "channels": 3}, "must be at least 1 x 1, got 32 x 0"),
     ],
 )

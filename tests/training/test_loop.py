@@ -290,6 +290,19 @@ def test_train_takes_the_number_of_classes_from_the_data(tmp_path, photos):
     assert create_model("vim_photo", result.checkpoint).config.num_classes == 3
 
 
+def test_training_gives_synsets_the_logits_of_a_classifier_of_imagenet(tmp_path, photos):
+    for part in ("train", "val"):
+        (photos / part / "ant").rename(photos / part / "n02219486")
+        (photos / part / "bee").rename(photos / part / "n02206856")
+    job = loop.Job("vim_photo", str(photos), tmp_path, STILL, num_classes=1000)
+    data = loop.TrainingData.open(job)
+    _, labels = next(data.stream.batches())
+    assert {data.stream.classes[label] for label in labels} <= {"n02206856", "n02219486"}
+    assert set(labels.tolist()) <= {309, 310} and data.holdout.class_list == "imagenet-1k"
+    own = loop.TrainingData.open(replace(job, num_classes=None))
+    assert own.stream.classes == ("n02206856", "n02219486")
+
+
 def test_train_refuses_fewer_classes_than_the_data_have(tmp_path, photos):
     with pytest.raises(UsageError, match=r"num-classes must be .* got 1, but .* has 2;"):
         train("vim_photo", str(photos), tmp_path / "out", SHORT, num_classes=1)
