@@ -27,6 +27,7 @@ LIBRARY_COMMANDS = {
     "eval": "Top-1 and top-5 accuracy with the 95 % interval.",
     "profile": "FLOPs per operator on both rules, tokens per layer, latency of policy and dense.",
     "tokens": "Which patches of an image each stage of a policy keeps, drawn on the image.",
+    "data": "Data sets as folders of images.",
 }
 
 

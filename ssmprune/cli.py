@@ -1,4 +1,4 @@
-"""The commands `models`, `train`, `eval`, `profile` and `tokens`."""
+"""The commands `models`, `train`, `eval`, `profile`, `tokens` and `data`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_WORKERS
 from ssmprune.data import SPLITS, open_images
+from ssmprune.data.cli import app as data_app
 from ssmprune.devices import find_device
 from ssmprune.errors import Faults, UsageError
 from ssmprune.extensions import import_modules
@@ -35,6 +36,8 @@ from ssmprune.training import TrainSettings, load_recipe, shipped_recipes
 from ssmprune.training import train as run_training
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+app.add_typer(data_app, name="data")
 
 Model = Annotated[str, typer.Option("--model", help="A name of [bold]ssmprune models[/].")]
 Data = Annotated[

@@ -84,6 +84,9 @@ def test_help_of_the_whole_has_the_first_line_of_each_command() -> None:
         c.name or c.callback.__name__: c.callback
         for c in ssmprune.cli.app.registered_commands
         if c.callback
+    } | {
+        g.name: g.typer_instance.registered_callback.callback
+        for g in ssmprune.cli.app.registered_groups
     }
     assert {
         name: str(callback.__doc__).splitlines()[0] for name, callback in commands.items()
