@@ -15,11 +15,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssmprune.compiled import cached_njit
 from ssmprune.data.base import (
     SPLITS,
     Batch,
@@ -249,7 +249,7 @@ def _turn(strokes: NDArray[np.void], angle: NDArray[np.float64]) -> None:
     strokes["sin"] = np.sin(angle)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _render(
     pixels: Floats,
     strokes: NDArray[np.void],
@@ -274,7 +274,7 @@ def _render(
                 images[i, y, x] = (canvas[y, x] + shade + noise - MEAN) / STD
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _clear(canvas: Floats, stroke: Any) -> None:
     """Dim what lies beneath the target, fading out at its border."""
     half = stroke.scale * np.float32(_SOURCE_SIZE / 2)
@@ -286,7 +286,7 @@ def _clear(canvas: Floats, stroke: Any) -> None:
             canvas[y, x] *= 1 - _CLEARED * weight
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def _paint(canvas: Floats, pixels: Floats, stroke: Any) -> None:
     """Lay a rectangle of a source over the canvas, bilinear; the brighter value stays."""
     source = pixels[stroke.source]

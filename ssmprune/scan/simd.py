@@ -42,12 +42,14 @@ from numba.extending import (
     unbox,
 )
 
+from ssmprune.compiled import cached_njit
+
 LANES = 16
 FLOAT_BYTES = 4
 VECTOR_BYTES = LANES * FLOAT_BYTES
 
 # a kernel that is called from Python, and a part of one
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+kernel = cached_njit(nogil=True, error_model="numpy")
 inline = numba.njit(forceinline=True, error_model="numpy")
 
 _FLOAT = ir.FloatType()
