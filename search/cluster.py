@@ -1,4 +1,4 @@
-"""Ray: where it runs, what the workers hold of it, and the workers as Tune trials."""
+"""What Ray has, what the workers hold of it, and the workers as Tune trials."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import logging
 import math
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # A Tune thread that outlives its Ray, after Ctrl-C, must not start or join another one.
@@ -27,16 +25,14 @@ from search.measurement import Measurement
 from search.service import StudyClosed
 from search.study import Owner
 from search.worker import Job, work
-from ssmprune.cpus import cpu_count
-from ssmprune.errors import RunError, SsmpruneError, UsageError
+from ssmprune.errors import SsmpruneError, UsageError
 from ssmprune.extensions import import_modules
 from ssmprune.policy import Policy
-from ssmprune.ray_address import check_answers
+from ssmprune.ray_session import last_line
 
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
     from search.evaluator import Evaluators
 
-_MOST_STARTS = 3  # of Ray, which gives itself 30 s each time, too little on a machine that is busy
 _MOST_RESTARTS = 3  # of one worker in one session; the next one begins if this one got on
 
 
@@ -61,53 +57,6 @@ class Pool:
 
     def resources(self) -> dict[str, float]:
         return {"cpu": self.threads, "gpu": self.gpus}
-
-
-@contextmanager
-def running_ray(address: str | None, workers: int) -> Iterator[None]:
-    """Ray for the time of a search; one that runs in this process already is used and stays.
-
-    What Ray says goes to standard error; standard output belongs to the caller. A dead worker is
-    no error of the search, so Tune's accounts of it are left out.
-    """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with redirect_stdout(sys.stderr):
-        if ray.is_initialized():
-            yield
-            return
-        _start_ray(address, workers)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start_ray(address: str | None, workers: int) -> None:
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        cpus, reason = max(cpu_count(), workers), ""
-        for _ in range(_MOST_STARTS):
-            try:
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-                return
-            except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
-                ray.shutdown()
-                reason = _last_line(fault)
-        raise RunError(
-            f"Ray must start on this machine, but does not: {reason}; try again when the machine "
-            "is less busy."
-        )
-    try:
-        check_answers(address)
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as fault:
-        reason = _last_line(fault)
-        if "AuthenticationError" in repr(fault.__cause__):
-            reason += " (it wants its token; set RAY_AUTH_MODE=token)"
-        raise UsageError(
-            f"--address must be that of a running Ray cluster, got {address!r}: "
-            f"{reason}; start one with `ray start --head`, or leave it out."
-        ) from None
 
 
 def own_address(address: str | None) -> str:
@@ -220,6 +169,8 @@ class Workers(threading.Thread):
         self._job, self._pool, self._directory = job, pool, directory
 
     def run(self) -> None:
+        # A dead worker is no error of the search.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             tuner = tune.Tuner(
                 tune.with_resources(_trainable(self._job), self._pool.resources()),
@@ -234,9 +185,9 @@ class Workers(threading.Thread):
             )
             results = tuner.fit()
             if results.errors:
-                self.fault = _last_line(results.errors[0])
+                self.fault = last_line(results.errors[0])
         except Exception as fault:  # noqa: BLE001 - handed to the driver's thread
-            self.fault = _last_line(fault)
+            self.fault = last_line(fault)
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -261,7 +212,3 @@ def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
             work(job, config["worker"], tune.report)
 
     return trainable
-
-
-def _last_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[-1].rstrip(".")

@@ -27,7 +27,6 @@ from search.cluster import (
     live_nodes,
     measure_remotely,
     own_address,
-    running_ray,
     share_out,
 )
 from search.evaluator import Evaluators, ModelEvaluators
@@ -61,6 +60,7 @@ from ssmprune.errors import RunError, UsageError, unknown_name
 from ssmprune.extensions import absolute, import_modules, installed_versions
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
+from ssmprune.ray_session import check_ray, running_ray
 
 POLL_SECONDS = 0.5
 CHECK_SECONDS = 5.0
@@ -207,6 +207,7 @@ def search(
     warm = find_warm_start(warm_start, frozen)
     if database is not None:
         Store(Database(database, study=""))  # whether it answers
+    check_ray(address)
     with run.lock(), _told_if_unwritable(run), SearchProgress(progress) as shown:
         if resume:
             _resume(run, frozen, identity, call, storage, shown)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.extensions import import_modules
-from ssmprune.ray_address import check_answers
+from ssmprune.ray_session import last_line, running_ray
 from ssmprune.training.directory import TrainDirectory
 from ssmprune.training.loop import Job, TrainingData, run
 from ssmprune.training.progress import Progress
@@ -45,7 +39,7 @@ def run_on_ray(job: Job, steps: int, workers: int, gpus: float, address: str | N
         UsageError: There is no cluster at the address, or it lacks what the workers need.
         SsmpruneError: As `run` raises it, or the workers cannot run.
     """
-    with _running_ray(address, workers), redirect_stdout(sys.stderr):
+    with running_ray(address, workers):
         threads = _share_out(workers, gpus)
         files = job.out / ".ray"
         trainer = TorchTrainer(
@@ -78,31 +72,6 @@ def _work(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     import_modules(job.imports)
     run(job, TrainingData.open(job), get_device())
-
-
-@contextmanager
-def _running_ray(address: str | None, workers: int) -> Iterator[None]:
-    """Ray for the time of a run; one that runs in this process already is used and stays."""
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if ray.is_initialized():
-        yield
-        return
-    if address is None:
-        cpus = max(cpu_count(), workers)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    else:
-        try:
-            check_answers(address)
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as fault:
-            raise UsageError(
-                f"the address must be that of a running Ray cluster, got {address!r}: "
-                f"{_last_line(fault)}; start one with `ray start --head`, or leave it out."
-            ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _share_out(workers: int, gpus: float) -> int:
@@ -152,8 +121,4 @@ def _cause(fault: TrainingFailedError) -> SsmpruneError:
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, SsmpruneError):
             return cause
-    return RunError(f"the workers of a run must work, but {_last_line(fault)}.")
-
-
-def _last_line(fault: BaseException) -> str:
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[-1].rstrip(".")
+    return RunError(f"the workers of a run must work, but {last_line(fault)}.")

@@ -129,6 +129,12 @@ def train(
     with faults.gathered():
         if opened is not None and not directory.read_record():
             check_images(data)
+    on_ray = workers > 1 or address is not None
+    if on_ray:
+        from ssmprune.ray_session import check_ray
+
+        with faults.gathered():
+            check_ray(address)
     faults.tell()
     assert opened is not None and network is not None
     with directory.claim(_identity(job, opened)):
@@ -149,7 +155,7 @@ def train(
             }
             directory.write_record(record)
         if "result" not in record:
-            if workers == 1 and address is None:
+            if not on_ray:
                 loop.run(job, opened, device)
             else:
                 from ssmprune.training.cluster import run_on_ray

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +20,11 @@ from search.rundir import RunDirectory
 from search.study import Study, candidates
 from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune import Policy
-from ssmprune.errors import RunError, UsageError
+from ssmprune.errors import UsageError
+from tests.ray_nodes import Nodes, wait_for
 
 import ray  # isort: skip
-from ray._raylet import GcsClient  # isort: skip
-from search.cluster import Pool, running_ray, share_out  # isort: skip
+from search.cluster import Pool, share_out  # isort: skip
 from search.launch import SearchResult, search  # isort: skip
 
 SPACE = """
@@ -99,34 +95,6 @@ def test_no_share_of_a_gpu_is_refused_for_workers_on_gpus() -> None:
         share_out(FOUR_GPUS, 2, "cuda", 0.0, wait=True)
 
 
-def test_ray_that_does_not_start_is_told_in_one_message(
-    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray, "init", time_out)
-    with pytest.raises(RunError, match="does not: The current node timed out during startup; try"):
-        search(space, tmp_path / "run", trials=5, evaluators=SyntheticEvaluators("vim_nano"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts: list[dict[str, Any]] = []
-
-    def start(**settings: Any) -> None:
-        attempts.append(settings)
-        if len(attempts) == 1:
-            time_out()
-
-    monkeypatch.setattr(ray, "init", start)
-    with running_ray(None, workers=3):
-        pass
-    assert len(attempts) == 2
-    assert attempts[0] == attempts[1] and attempts[1]["num_cpus"] >= 3
-
-
-def time_out(**_: Any) -> None:
-    raise Exception("The current node timed out during startup.")
-
-
 @dataclass(frozen=True)
 class SlowEvaluators(SyntheticEvaluators):
     """The synthetic problem, each candidate in its time and with a mark on the floor.
@@ -176,13 +144,6 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 @contextmanager
 def beside(action: Callable[[], None]) -> Iterator[None]:
     """Do something in a thread while a search runs here; its fault is raised at the end."""
@@ -200,69 +161,6 @@ def assert_complete(result: SearchResult, trials: int, database: str | None = No
     assert len({pruning_key(c.policy) for c in found}) == trials
     assert counts.running == counts.waiting == counts.failed == 0
     assert all(member.holdout is not None for member in result.front)
-
-
-class Nodes:
-    """Nodes of a cluster, each started with `ray start` on an address of its own."""
-
-    def __init__(self) -> None:
-        self._started: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind((self.host(1), 0))
-            self.address = "{}:{}".format(*probe.getsockname())
-
-    @staticmethod
-    def host(number: int) -> str:
-        return f"127.0.0.{number + 1}"
-
-    def start(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """Start the next node and wait until it is there; the first one is the head."""
-        port = self.address.split(":")[1]
-        role = [f"--address={self.address}"]
-        if not self._started:
-            role = ["--head", f"--port={port}", "--include-dashboard=false"]
-        number = len(self._started) + 1
-        own = f"--node-ip-address={self.host(number)}"
-        size = [f"--num-cpus={cpus}", "--object-store-memory=80000000"]
-        call = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", own, *size, *role]
-
-        def is_there() -> bool:
-            if len(self._started) < number or self._started[-1].poll() is not None:
-                del self._started[number - 1 :]  # Ray gives up after 30 s on a busy machine
-                quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-                self._started.append(subprocess.Popen(call, start_new_session=True, **quiet))
-            return self.host(number) in self._known()
-
-        wait_for(is_there)
-        return self._started[-1]
-
-    def _known(self) -> set[str]:
-        """Addresses of the nodes that have ever joined."""
-        host, port = self.address.split(":")
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))):
-                return set()
-        nodes = GcsClient(address=self.address).get_all_node_info()
-        return {node.node_manager_address for node in nodes.values()}
-
-    @staticmethod
-    def kill(node: subprocess.Popen[bytes]) -> None:
-        if node.poll() is None:
-            os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
-
-    def end(self) -> None:
-        for node in reversed(self._started):
-            self.kill(node)
-
-
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever a user's other clusters want
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    nodes = Nodes()
-    yield nodes
-    nodes.end()
 
 
 @pytest.mark.slow
