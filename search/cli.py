@@ -6,6 +6,7 @@ and a wrong call answer at once.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -19,6 +20,21 @@ import typer
 from typer.core import TyperGroup
 
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+_REFUSED = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What an operating system says of files that cannot be read or written."""
+
 _ERROR = typer.style("Error:", fg="red", bold=True)
 
 LIBRARY_COMMANDS = {
@@ -43,14 +59,26 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except OSError as fault:
+            if fault.errno not in _REFUSED:
+                raise
+            _tell(
+                f"files must be readable and writable, but {fault.filename or 'one'} is not: "
+                f"{fault.strerror}; check the path, its permissions and the room on its disk."
+            )
+            raise typer.Exit(FAILED) from None
         except Exception as fault:
             errors = sys.modules.get("ssmprune.errors")  # not loaded: the fault is none of ours
             if errors is None or not isinstance(fault, errors.SsmpruneError):
                 raise
-            label = "Error:" if os.environ.get("NO_COLOR") else _ERROR
-            typer.echo(f"{label} {fault}", err=True)
+            _tell(str(fault))
             status = WRONG_CALL if isinstance(fault, errors.UsageError) else FAILED
             raise typer.Exit(status) from None
+
+
+def _tell(fault: str) -> None:
+    label = "Error:" if os.environ.get("NO_COLOR") else _ERROR
+    typer.echo(f"{label} {fault}", err=True)
 
 
 app = typer.Typer(

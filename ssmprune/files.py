@@ -7,9 +7,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from ssmprune.errors import RunError
+
+_MOST_ATTEMPTS = 100
 
 LOCK = ".lock"
 """The file in a directory that whoever holds it has locked; holds the number of its process."""
@@ -91,17 +94,17 @@ def is_held(directory: Path) -> bool:
 def _hold(directory: Path, user: str, made: bool) -> int:
     """The lock file, opened and locked; one that its holder removed meanwhile locks nothing."""
     lock = directory / LOCK
-    while True:
+    for attempt in count(1):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the directory was removed between the two
-            continue
         except FileExistsError:
             raise RunError(
                 f"a run directory must be a directory, but {directory} is a file; give another."
             ) from None
         except OSError as fault:
+            if isinstance(fault, FileNotFoundError) and attempt < _MOST_ATTEMPTS:
+                continue  # its holder has removed it since it was made
             raise RunError(
                 f"a run directory must be writable, but {directory} is not: {fault.strerror}; "
                 "give another directory."
@@ -130,6 +133,7 @@ def _hold(directory: Path, user: str, made: bool) -> int:
                 f"{directory} has none ({fault.strerror}); give a directory on a local disk."
             ) from None
         os.close(handle)
+    raise AssertionError  # the loop has no end
 
 
 def _remove_empty(directory: Path) -> None:

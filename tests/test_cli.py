@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import zipfile
@@ -416,3 +418,28 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(ssmprune.cli, "run_training", interrupted)
     refuses(call(*TRAIN, tmp_path), 130)
+
+
+def test_a_picture_where_nothing_can_be_written_ends_in_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    call = ["tokens", "--policy", "uniform_vim_nano", "--image", "digits:0"]
+    done = CliRunner().invoke(app, [*call, "-o", str(tmp_path / "file" / "kept.png")])
+    assert done.exit_code == 1
+    assert f"{tmp_path}/file is not: File exists; check the path" in done.stderr
+
+
+@pytest.mark.slow
+def test_training_on_a_full_disk_ends_in_one_message(tmp_path):
+    call = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+    words = ["train", "--model", "vim_nano", "--data", "digits", "--steps", "1", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", call, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "File too large; check the path" in done.stderr

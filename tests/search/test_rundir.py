@@ -104,3 +104,9 @@ def test_file_system_without_locks_is_told_and_nothing_is_left(
     with pytest.raises(RunError, match=message), TrainDirectory(tmp_path / "run").claim({}):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_place_where_nothing_can_be_made_is_refused_at_once() -> None:
+    run = RunDirectory("/proc/run")
+    with pytest.raises(RunError, match="must be writable, but /proc/run is not"), run.lock():
+        pass
