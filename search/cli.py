@@ -289,9 +289,12 @@ def search(
     --out runs/first[/]
     """
     from search.launch import search as run_search
+    from ssmprune.bounds import MOST_EPOCHS
 
-    if recover is not None and not recover > 0:
-        raise typer.BadParameter(f"--recover must be epochs above 0, got {recover:g}.")
+    if recover is not None and not 0 < recover <= MOST_EPOCHS:
+        raise typer.BadParameter(
+            f"--recover must be epochs above 0 and at most {MOST_EPOCHS}, got {recover:g}."
+        )
     result = run_search(
         space,
         out,

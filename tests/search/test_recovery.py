@@ -111,9 +111,10 @@ def test_recovery_needs_epochs(finished_run: Path, weights: Path) -> None:
         recover(finished_run, 0.0, checkpoint=weights)
 
 
-def test_search_refuses_to_recover_for_no_epochs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", ["-1", "nan", "1e300"])
+def test_search_refuses_to_recover_for_no_epochs(tmp_path: Path, epochs: str) -> None:
     space = Path(__file__).parents[2] / "spaces" / "vim_nano.yaml"
-    call = ["search", str(space), "--out", str(tmp_path / "run"), "--recover", "-1"]
+    call = ["search", str(space), "--out", str(tmp_path / "run"), "--recover", epochs]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 2
     assert "--recover must be epochs above 0" in " ".join(result.stderr.replace("│", " ").split())
