@@ -60,10 +60,11 @@ from ssmprune.errors import RunError, UsageError, unknown_name
 from ssmprune.extensions import absolute, import_modules, installed_versions
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
-from ssmprune.ray_session import check_ray, running_ray
+from ssmprune.ray_session import check_ray, log_directory, running_ray
 
 POLL_SECONDS = 0.5
 CHECK_SECONDS = 5.0
+STARTING_SECONDS = 90.0
 LOOKING_SHARE = 0.01  # of the time; nobody else uses the study meanwhile
 _PACKAGES = ("ssmprune", "torch", "optuna", "ray", "numpy")
 
@@ -338,6 +339,7 @@ def _watch(
         board.add(standing)
 
     told, next_look, next_check = False, 0.0, 0.0
+    patience = time.monotonic() + STARTING_SECONDS
     with _first_interrupt() as interrupted:
         workers.start()
         surrogate.load()  # while they start
@@ -348,6 +350,12 @@ def _watch(
                 shown.say("search: ending after the candidates under way; Ctrl-C ends it at once")
                 told = True
             begin = time.monotonic()
+            if begin >= patience and not service.connected:
+                patience = math.inf
+                shown.say(
+                    f"search: no worker has begun for {STARTING_SECONDS:g} s; Ray tells why in "
+                    f"{log_directory()}"
+                )
             if begin >= next_look:
                 look()
                 end = time.monotonic()

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import socket
 import sys
 import tempfile
@@ -135,6 +136,11 @@ def _read_tokens_again() -> None:
         Config.initialize("")
 
 
+def log_directory() -> str:
+    """Where the Ray that was last started on this machine keeps its logs."""
+    return f"{_temporary_directory()[0]}/ray/session_latest/logs"
+
+
 def last_line(fault: BaseException) -> str:
     """What a fault of Ray comes down to, at the end of its account."""
     return (str(fault).strip().splitlines() or [type(fault).__name__])[-1].rstrip(".")
@@ -144,13 +150,19 @@ def _start(workers: int) -> None:
     cpus, reason = max(cpu_count(), workers), ""
     for _ in range(_MOST_STARTS):
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_QUIET)
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                runtime_env=_python_of_workers(),
+                **_QUIET,
+            )
             return
         except (OSError, ValueError) as fault:
             ray.shutdown()
             raise RunError(
                 f"Ray must start on this machine, but does not: {last_line(fault)}; its logs are "
-                f"in {_temporary_directory()[0]}/ray/session_latest/logs."
+                f"in {log_directory()}."
             ) from None
         except Exception as fault:  # noqa: BLE001 - Ray raises nothing narrower
             ray.shutdown()
@@ -159,6 +171,16 @@ def _start(workers: int) -> None:
         f"Ray must start on this machine, but does not: {reason}; try again when the machine "
         "is less busy."
     )
+
+
+def _python_of_workers() -> dict[str, str] | None:
+    """How a shell that Ray begins workers with is to name this Python; None where any way does.
+
+    Ray does not quote it, so that no worker would begin in a virtual environment below a folder
+    with a space in its name, and a search would wait for ever.
+    """
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _join(address: str) -> None:

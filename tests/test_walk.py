@@ -46,6 +46,7 @@ class Walk:
 
     def __init__(self, home: Path):
         self.home = home
+        (home / "my env").symlink_to(sys.prefix)
         self.environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -59,7 +60,7 @@ class Walk:
         folder.mkdir(exist_ok=True)
         entry = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
         done = subprocess.run(
-            [sys.executable, "-c", entry, *command],
+            [self.home / "my env" / "bin" / "python", "-c", entry, *command],
             cwd=folder,
             env=self.environment,
             capture_output=True,
