@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ssmprune.caches import prepare_matplotlib
+
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
 _REFUSED = {
     errno.EACCES,
@@ -145,6 +147,7 @@ def main() -> None:
     unless they are told not to before torch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    prepare_matplotlib()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written out
             stream.reconfigure(errors="backslashreplace")

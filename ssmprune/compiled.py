@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+
+from ssmprune.caches import temporary_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,7 +26,7 @@ def cached_njit(**options: Any) -> Callable[[Function], Any]:
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # numba's word for "no place"
-            directory = _temporary_cache()
+            directory = temporary_cache()
         if directory is None:
             return numba.njit(**options)(function)
         settings: Any = numba.config
@@ -39,17 +37,3 @@ def cached_njit(**options: Any) -> Callable[[Function], Any]:
             settings.CACHE_DIR = before
 
     return decorate
-
-
-def _temporary_cache() -> Path | None:
-    """A directory that nobody else can write to, as what is cached there will run; or None."""
-    user = os.getuid()
-    try:
-        directory = Path(tempfile.gettempdir(), f"ssmprune-{user}")
-        directory.mkdir(mode=0o700, exist_ok=True)
-        found = directory.lstat()
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError:
-        return None
-    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
-    return directory if is_own else None
