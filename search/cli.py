@@ -61,26 +61,30 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except OSError as fault:
-            if fault.errno not in _REFUSED:
-                raise
-            _tell(
-                f"files must be readable and writable, but {fault.filename or 'one'} is not: "
-                f"{fault.strerror}; check the path, its permissions and the room on its disk."
-            )
-            raise typer.Exit(FAILED) from None
         except Exception as fault:
-            errors = sys.modules.get("ssmprune.errors")  # not loaded: the fault is none of ours
-            if errors is None or not isinstance(fault, errors.SsmpruneError):
+            told, status = _told(fault)
+            if told is None:
                 raise
-            _tell(str(fault))
-            status = WRONG_CALL if isinstance(fault, errors.UsageError) else FAILED
+            label = "Error:" if os.environ.get("NO_COLOR") else _ERROR
+            typer.echo(f"{label} {told}", err=True)
             raise typer.Exit(status) from None
 
 
-def _tell(fault: str) -> None:
-    label = "Error:" if os.environ.get("NO_COLOR") else _ERROR
-    typer.echo(f"{label} {fault}", err=True)
+def _told(fault: Exception) -> tuple[str | None, int]:
+    """What to say of a fault, and the exit status; nothing of one that nobody can put right."""
+    errors = sys.modules.get("ssmprune.errors")  # not loaded: the fault is none of ours
+    if errors is not None and isinstance(fault, errors.SsmpruneError):
+        return str(fault), WRONG_CALL if isinstance(fault, errors.UsageError) else FAILED
+    if isinstance(fault, OSError) and fault.errno in _REFUSED:
+        rule = f"files must be readable and writable, but {fault.filename or 'one'} is not"
+        remedy = "check the path, its permissions and the room on its disk"
+        return f"{rule}: {fault.strerror}; {remedy}.", FAILED
+    torch = sys.modules.get("torch")
+    is_torchs = torch is not None and isinstance(fault, torch.OutOfMemoryError)
+    if is_torchs or isinstance(fault, MemoryError) or "can't allocate memory" in str(fault):
+        rule = "what is computed must fit into the memory that is free, but does not"
+        return f"{rule}; give a smaller --batch-size, or free some.", FAILED
+    return None, FAILED
 
 
 app = typer.Typer(
@@ -292,12 +296,11 @@ def search(
     --out runs/first[/]
     """
     from search.launch import search as run_search
-    from ssmprune.bounds import MOST_EPOCHS
 
-    if recover is not None and not 0 < recover <= MOST_EPOCHS:
-        raise typer.BadParameter(
-            f"--recover must be epochs above 0 and at most {MOST_EPOCHS}, got {recover:g}."
-        )
+    if recover is not None:
+        from search.recovery import check_epochs
+
+        check_epochs(recover)
     result = run_search(
         space,
         out,

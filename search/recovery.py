@@ -19,6 +19,7 @@ from scipy.stats import kendalltau
 from search.measurement import Candidate
 from search.outcome import Outcome
 from search.table import tokens_text
+from ssmprune.bounds import MOST_EPOCHS
 from ssmprune.errors import UsageError
 from ssmprune.files import write_atomically
 from ssmprune.training import TrainResult, load_recipe, train
@@ -112,6 +113,18 @@ class Recovery:
         )
 
 
+def check_epochs(epochs: float) -> None:
+    """Refuse epochs that nobody can train for.
+
+    Raises:
+        UsageError: They are not above 0, or too many.
+    """
+    if not 0 < epochs <= MOST_EPOCHS:
+        raise UsageError(
+            f"--recover must be epochs above 0 and up to {MOST_EPOCHS}, got {epochs:g}."
+        )
+
+
 def recover(
     run_dir: str | Path,
     epochs: float,
@@ -138,12 +151,11 @@ def recover(
         progress: Show progress on standard error.
 
     Raises:
-        UsageError: `epochs` is not above 0.
+        UsageError: `epochs` is out of range.
         RunError: The run has no front yet, or its directory `recovery` is in use.
         DataError: The data set has no training images.
     """
-    if not epochs > 0:
-        raise UsageError(f"--recover must be a number of epochs above 0, got {epochs:g}.")
+    check_epochs(epochs)
     outcome = Outcome.read(run_dir, storage)
     call, imports = outcome.run.info["call"], outcome.run.import_own()
     settings = load_recipe("fine_tune").changed(

@@ -8,6 +8,9 @@ MOST_SEED = 2**32 - 1
 MOST_IMAGES = 2**20
 """Images per batch."""
 
+MOST_PIXELS = 2**14
+"""On each side of an image."""
+
 MOST_STEPS = 10**9
 """Training steps."""
 

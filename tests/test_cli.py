@@ -143,7 +143,13 @@ def test_profile_takes_another_image_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [("49", "whole patches"), ("48x", "pixels"), ("big", "pixels")]
+    ("size", "message"),
+    [
+        ("49", "whole patches"),
+        ("48x", "pixels"),
+        ("big", "pixels"),
+        ("99999999996", "1 to 16384 pixels"),
+    ],
 )
 def test_profile_refuses_image_sizes_that_no_patches_cover(size: str, message: str) -> None:
     result = call("profile", "--model", "vim_nano", "--image-size", size)

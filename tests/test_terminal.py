@@ -69,3 +69,12 @@ def test_reader_that_has_gone_ends_a_command_without_a_word() -> None:
     done = subprocess.run(call, cwd=ROOT, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.stderr == b""
+
+
+def test_batch_that_no_memory_holds_is_told_in_one_line() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
+    batch = ("--model", "vim_nano", "--batch-size", str(2**20))  # 9 GiB
+    done = run("-c", limit + CALL, "profile", *batch)
+    assert done.returncode == 1
+    told = b"Error: what is computed must fit into the memory that is free, but does not; give a "
+    assert done.stderr.splitlines()[-1].startswith(told) and b"Traceback" not in done.stderr

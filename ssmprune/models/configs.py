@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, TypeVar
 
+from ssmprune.bounds import MOST_PIXELS
 from ssmprune.errors import UsageError
 
 Config = TypeVar("Config", bound="ModelConfig")
@@ -269,6 +270,11 @@ def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for side in (height, width):
+        if not 1 <= side <= MOST_PIXELS:
+            raise UsageError(
+                f"image_size must be from 1 to {MOST_PIXELS} pixels, got {side} in "
+                f"{height} x {width}."
+            )
         if not config.fits(side):
             below = next((n for n in range(side - 1, 0, -1) if config.fits(n)), None)
             above = next(n for n in count(max(side, 1)) if config.fits(n))
