@@ -105,17 +105,9 @@ def _hold(directory: Path, user: str, made: bool) -> int:
         except OSError as fault:
             if isinstance(fault, FileNotFoundError) and attempt < _MOST_ATTEMPTS:
                 continue  # its holder has removed it since it was made
-            raise RunError(
-                f"a run directory must be writable, but {directory} is not: {fault.strerror}; "
-                "give another directory."
-            ) from None
+            raise _not_writable(directory, fault) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), os.stat(lock)):
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-                    return handle
         except BlockingIOError:
             owner = os.pread(handle, 20, 0).decode(errors="replace").strip()
             os.close(handle)
@@ -124,16 +116,37 @@ def _hold(directory: Path, user: str, made: bool) -> int:
                 f"{directory}; wait for it, or give another directory."
             ) from None
         except OSError as fault:
-            lock.unlink(missing_ok=True)
-            if made:
-                _remove_empty(directory)
-            os.close(handle)
+            _give_up(handle, lock, made)
             raise RunError(
                 "a run directory must be on a file system with locks, but that of "
                 f"{directory} has none ({fault.strerror}); give a directory on a local disk."
             ) from None
+        try:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(lock)):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+                    return handle
+        except OSError as fault:
+            _give_up(handle, lock, made)
+            raise _not_writable(directory, fault) from None
         os.close(handle)
     raise AssertionError  # the loop has no end
+
+
+def _give_up(handle: int, lock: Path, made: bool) -> None:
+    """Leave the directory as it was."""
+    lock.unlink(missing_ok=True)
+    if made:
+        _remove_empty(lock.parent)
+    os.close(handle)
+
+
+def _not_writable(directory: Path, fault: OSError) -> RunError:
+    return RunError(
+        f"a run directory must be writable, but {directory} is not: {fault.strerror}; "
+        "give another directory."
+    )
 
 
 def _remove_empty(directory: Path) -> None:

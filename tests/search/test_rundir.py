@@ -110,3 +110,16 @@ def test_place_where_nothing_can_be_made_is_refused_at_once() -> None:
     run = RunDirectory("/proc/run")
     with pytest.raises(RunError, match="must be writable, but /proc/run is not"), run.lock():
         pass
+
+
+def test_full_disk_is_not_taken_for_one_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    message = f"must be writable, but {tmp_path}/run is not: No space left on device"
+    with pytest.raises(RunError, match=message), RunDirectory(tmp_path / "run").lock():
+        pass
+    assert list(tmp_path.iterdir()) == []
