@@ -43,7 +43,7 @@ checkpoint: $(VENV)/installed
 
 # Writes the JSON Schemas that editors complete YAML with, and docs/policy.md.
 schemas: $(VENV)/installed
-	$(BIN)/python -m search.schemas
+	$(BIN)/python -m tools.schemas
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

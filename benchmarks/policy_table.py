@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ssmprune_search.candidate.pareto import pruning_key
+from ssmprune_search.space.space import SearchSpace
 
-from search.front import pruning_key
-from search.space import SearchSpace
 from ssmprune.data import ImageSet, open_images
 from ssmprune.measure.accuracy import correct
 from ssmprune.models.checkpoints import shipped_checkpoint

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from ssmprune_search.evaluation.evaluator import PREFIX_BYTES, ModelEvaluators
+from ssmprune_search.run.launch import find_checkpoint
+from ssmprune_search.space.space import SearchSpace
 
 from benchmarks.record import apart
-from search.evaluator import PREFIX_BYTES, ModelEvaluators
-from search.launch import find_checkpoint
-from search.space import SearchSpace
 
 TITLE = "Resident memory of a worker after so many candidates, MiB"
 SPACE = Path(__file__).parents[1] / "spaces" / "vim_nano.yaml"

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
+from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.study.race import Cost, Race
+from ssmprune_search.study.study import Owner, Study
 
 from benchmarks.policy_table import SPACE, PolicyTable
-from search.front import front, hypervolume, pruning_key
-from search.measurement import Candidate, Measurement
-from search.racing import Cost, Race
-from search.rundir import RunDirectory
-from search.study import Owner, Study
 from ssmprune.measure.accuracy import wilson_interval
 from ssmprune.policy import Policy
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.pareto import select
+from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
+from ssmprune_search.run.launch import search
+
 from benchmarks.record import RESULTS
-from search.evaluator import Evaluator, ModelEvaluators
-from search.front import select
-from search.launch import search
-from search.measurement import Measurement
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.zoo import find_config

@@ -20,7 +20,7 @@ def run() -> list[dict[str, Any]]:
     for name, code in (
         ("import ssmprune", "import ssmprune"),
         ("ssmprune --help", "import sys; sys.argv = ['ssmprune', '--help']\n"
-         "from search.cli import main; main()"),
+         "from ssmprune_search.cli import main; main()"),
     ):  # fmt: skip
         times = paired(lambda code=code: python(code), lambda: python("import timm"), repeats=7)
         rows.append(

@@ -21,12 +21,11 @@ from optuna.trial import FixedTrial
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
-
-from search.cluster import running_ray
-from search.journal import JournalFile
-from search.launch import search
-from search.space import SearchSpace
-from search.synthetic import SyntheticEvaluator, SyntheticEvaluators
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
+from ssmprune_search.run.launch import search
+from ssmprune_search.space.space import SearchSpace
+from ssmprune_search.study.journal import JournalFile
+from ssmprune_search.workers.cluster import running_ray
 
 TITLE = "Candidates per second with a free evaluator, 2 workers"
 SPACE = Path(__file__).parents[1] / "spaces" / "vim_nano.yaml"

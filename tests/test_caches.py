@@ -58,7 +58,7 @@ def test_commands_work_without_a_place_to_keep_what_is_compiled(
     guest = {**here, "HOME": "/nonexistent", "TMPDIR": str(temporary)}
 
     def told(*call: str, prefix: list[str], environment: dict[str, str]) -> str:
-        command = [sys.executable, "-c", "from search.cli import main; main()", *call]
+        command = [sys.executable, "-c", "from ssmprune_search.cli import main; main()", *call]
         done = subprocess.run(
             [*prefix, *command], cwd=work, env=environment, capture_output=True, text=True
         )

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from ssmprune_search.cli import LIBRARY_COMMANDS, app
 from typer.testing import CliRunner
 
 import ssmprune.cli
-from search.cli import LIBRARY_COMMANDS, app
 from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.scan.mamba_ssm import scan_failure
@@ -62,7 +62,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_and_version_answer_without_heavy_imports() -> None:
     script = (
         "import sys\n"
-        "from search.cli import app\n"
+        "from ssmprune_search.cli import app\n"
         "for argument in ('--help', '--version', 'search'):\n"
         "    try: app([argument])\n"
         "    except SystemExit: pass\n"
@@ -436,7 +436,7 @@ def test_a_picture_where_nothing_can_be_written_ends_in_one_message(tmp_path):
 
 @pytest.mark.slow
 def test_training_on_a_full_disk_ends_in_one_message(tmp_path):
-    call = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+    call = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
     words = ["train", "--model", "vim_nano", "--data", "digits", "--steps", "1", "--out", "out"]
     done = subprocess.run(
         [sys.executable, "-c", call, *words],

@@ -97,7 +97,7 @@ def test_a_package_that_cannot_be_written_to_gives_the_same_top1(
     for folder in (tmp_path / "ssmprune").rglob("*/"):
         if any(folder.glob("*.py")):
             (folder / "__pycache__").touch()
-    script = "from search.cli import main; main()"
+    script = "from ssmprune_search.cli import main; main()"
     call = ("-c", script, "eval", "--model", "vim_nano", "--data", "digits")
     found = output({**environment, "PYTHONPATH": str(tmp_path)}, *call)
     assert list(temporary.glob("ssmprune-*/*/*.nbi"))

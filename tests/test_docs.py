@@ -13,7 +13,7 @@ from ssmprune.extensions import GROUP
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 30
-ENTRY = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+ENTRY = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 CHECKS = """
 import ssmprune

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ssmprune_search.cli import app
 from typer.testing import CliRunner
 
-from search.cli import app
 from ssmprune import Policy
 from ssmprune.errors import PolicyError, UsageError
 from ssmprune.extensions import absolute, import_modules
@@ -20,7 +20,7 @@ from ssmprune.registry import Registry
 from tests.conftest import ROOT
 from tests.extension_code import MODELS, POLICY, SCORERS, install, write_module
 
-CLI = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+CLI = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 
 def python(code: str, *arguments: object, folder: Path, path: Path | None = None) -> Any:
@@ -77,7 +77,7 @@ def test_an_installed_package_is_imported_when_a_name_is_unknown_and_not_before(
 def test_help_imports_no_installed_package(tmp_path: Path, package: Path) -> None:
     code = (
         "import sys\n"
-        "from search.cli import app\n"
+        "from ssmprune_search.cli import app\n"
         "for argument in ('--help', 'search'):\n"
         "    try: app([argument])\n"
         "    except SystemExit: pass\n"
@@ -91,7 +91,7 @@ def test_models_of_an_installed_package_are_listed_profiled_and_recorded(
     tmp_path: Path, package: Path
 ) -> None:
     code = (
-        "from search.cli import app\n"
+        "from ssmprune_search.cli import app\n"
         "for call in (['models', 'front*'],\n"
         "             ['profile', '--model', 'front_vim_nano', '--batch-size', '1']):\n"
         "    try: app(call)\n"

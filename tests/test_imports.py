@@ -19,7 +19,8 @@ def told(code: str) -> str:
 
 def test_policies_their_flops_and_search_workers_do_without_torch():
     code = (
-        "import sys, ssmprune, search.cluster; from search.synthetic import SyntheticEvaluators;"
+        "import sys, ssmprune, ssmprune_search.workers.cluster;"
+        "from ssmprune_search.evaluation.synthetic import SyntheticEvaluators;"
         "from ssmprune import Policy;"
         "policy = Policy(model='vim_nano', stages=[{'layer': 2, 'keep_ratio': 0.5}]);"
         "SyntheticEvaluators('vim_nano').open('search', 1)(policy);"
@@ -50,7 +51,7 @@ def test_public_names_are_there_and_others_are_refused():
 
 def test_what_is_left_of_a_search_starts_no_ray_of_its_own():
     code = (
-        "import search.cluster, ray\n"
+        "import ssmprune_search.workers.cluster, ray\n"
         "try: ray.put(0)\n"
         "except Exception as fault: print(type(fault).__name__, ray.is_initialized())"
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 
-from search.synthetic import SyntheticEvaluators
 from ssmprune.errors import RunError, UsageError
 
 import ray  # isort: skip
-from search.launch import search  # isort: skip
+from ssmprune_search.run.launch import search  # isort: skip
 from ssmprune.ray_session import running_ray  # isort: skip
 from ssmprune.training import TrainSettings, train  # isort: skip
 from tests.ray_nodes import free_address, ray_start  # isort: skip
@@ -162,7 +162,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def ssmprune(environment: dict[str, str], *call: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from search.cli import main; main()", *map(str, call)],
+        [sys.executable, "-c", "from ssmprune_search.cli import main; main()", *map(str, call)],
         env={"PYTHONPATH": str(Path(__file__).parents[1]), **environment},
         capture_output=True,
         text=True,

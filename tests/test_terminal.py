@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EVERY_HELP = """
 import sys
-from search.cli import LIBRARY_COMMANDS, app, main
+from ssmprune_search.cli import LIBRARY_COMMANDS, app, main
 
 names = [*LIBRARY_COMMANDS, *(c.name or c.callback.__name__ for c in app.registered_commands)]
 for name in dict.fromkeys(n for n in names if not n.startswith("_")):
@@ -35,7 +35,7 @@ def run(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
-CALL = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+CALL = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -55,7 +55,7 @@ def test_names_that_a_terminal_cannot_show_end_in_the_message_all_the_same() -> 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_errors_have_a_colour_where_it_is_wanted(no_color: str) -> None:
-    script = "from search.cli import app; from typer.testing import CliRunner;"
+    script = "from ssmprune_search.cli import app; from typer.testing import CliRunner;"
     script += "print(CliRunner().invoke(app, ['front', 'none'], color=True).stderr)"
     told = run("-c", script, NO_COLOR=no_color).stdout.decode()
     assert "a run directory must hold a search" in told

@@ -58,7 +58,7 @@ class Walk:
         """Give a command in a directory; what it prints."""
         folder = self.home / place
         folder.mkdir(exist_ok=True)
-        entry = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+        entry = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
         done = subprocess.run(
             [self.home / "my env" / "bin" / "python", "-c", entry, *command],
             cwd=folder,

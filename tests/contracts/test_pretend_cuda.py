@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from ssmprune_search.candidate.measurement import Measurement, Objective
+from ssmprune_search.evaluation.evaluator import ModelEvaluator, ModelEvaluators
 from torch import Tensor
 
-from search.evaluator import ModelEvaluator, ModelEvaluators
-from search.measurement import Measurement, Objective
 from ssmprune.data import open_images, open_stream
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoints import shipped_checkpoint

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from ssmprune_search.cli import app
+from ssmprune_search.results.outcome import Outcome
 from typer.testing import CliRunner
 
-from search.cli import app
-from search.outcome import Outcome
 from ssmprune import create_model, evaluate
 from ssmprune.data import open_images, open_stream
 from ssmprune.data.export import export_images

@@ -16,7 +16,7 @@ from tests.conftest import ON_GPU, ROOT
 pytestmark = [*ON_GPU, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEVICE = "cuda"
-ENTRY = "import sys; from search.cli import main; sys.argv[0] = 'ssmprune'; main()"
+ENTRY = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 
 def ssmprune(*arguments: Any) -> str:

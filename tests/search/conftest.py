@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.pareto import front
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
+from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.study.study import Owner, Study
 
-from search.front import front
-from search.measurement import Candidate, Measurement
-from search.rundir import RunDirectory
-from search.study import Owner, Study
-from search.synthetic import SyntheticEvaluators
 from ssmprune import Policy, create_model
 
 SPACE = """\

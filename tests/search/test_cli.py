@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from ssmprune_search.cli import app
+from ssmprune_search.results.outcome import Outcome
+from ssmprune_search.run.directory import RunDirectory
 from typer.testing import CliRunner
 
-from search.cli import app
-from search.outcome import Outcome
-from search.rundir import RunDirectory
 from ssmprune import Policy
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
@@ -276,16 +276,16 @@ def test_search_refuses_a_bad_checkpoint(space: Path, tmp_path: Path, content: b
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> list[dict[str, Any]]:
     """Calls of the search, which finds the finished run at once."""
-    import search.launch
-    from search.ledger import Counts
+    import ssmprune_search.run.launch
+    from ssmprune_search.study.records import Counts
 
     calls: list[dict[str, Any]] = []
 
-    def run(space: Path, run_dir: Path, **options: Any) -> search.launch.SearchResult:
+    def run(space: Path, run_dir: Path, **options: Any) -> ssmprune_search.run.launch.SearchResult:
         calls.append({"space": space, "run_dir": run_dir, **options})
         if options["seed"] == 130:
             raise KeyboardInterrupt
-        return search.launch.SearchResult(
+        return ssmprune_search.run.launch.SearchResult(
             run_dir=run_dir,
             trials=options["trials"],
             counts=Counts(evaluated=30),
@@ -294,7 +294,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> list[dict[s
             interrupted=options["seed"] in (1, 2),
         )
 
-    monkeypatch.setattr(search.launch, "search", run)
+    monkeypatch.setattr(ssmprune_search.run.launch, "search", run)
     return calls
 
 

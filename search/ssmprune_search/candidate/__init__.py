@@ -1,0 +1,1 @@
+"""What a search compares: policies, their figures, their cost, and the front."""

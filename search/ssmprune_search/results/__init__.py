@@ -1,0 +1,1 @@
+"""What a run has come to: front, exports, fine-tuned members."""

@@ -1,0 +1,1 @@
+"""What has been proposed, by whom, and what came of it."""
