@@ -18,12 +18,56 @@ class TokenStream:
         positions: Ascending positions in the unpruned sequence, (B, L) int64.
         grid: H and W of the unpruned patch tokens.
         prefix_positions: Positions of the tokens that always stay, such as the class token's.
+        whole: The value that each token of the unpruned sequence had when it was last in the
+            stream, (B, num_tokens, D); None where nobody asks for tokens that have left.
+        trail: Blocks after which tokens left, and the positions of those that stayed, (B, M).
     """
 
     hidden: Tensor
     positions: Tensor
     grid: tuple[int, int]
     prefix_positions: tuple[int, ...]
+    whole: Tensor | None = None
+    trail: tuple[tuple[int, Tensor], ...] = ()
+
+    @classmethod
+    def begin(
+        cls,
+        hidden: Tensor,
+        grid: tuple[int, int],
+        prefix_positions: tuple[int, ...],
+        restore: bool = False,
+    ) -> TokenStream:
+        """An unpruned stream, (B, L, D); with `restore` it remembers the tokens that leave."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        whole = hidden if restore else None
+        return cls(hidden, positions, grid, prefix_positions, whole)
+
+    def with_hidden(self, hidden: Tensor) -> TokenStream:
+        """The same tokens with other values, (B, L, D)."""
+        return TokenStream(
+            hidden, self.positions, self.grid, self.prefix_positions, self.whole, self.trail
+        )
+
+    def keep(self, kept_BM: Tensor, layer: int) -> TokenStream:
+        """The tokens at ascending indices; the others leave after block `layer`."""
+        whole = None if self.whole is None else put(self.hidden, self.positions, self.whole)
+        positions = take(self.positions, kept_BM)
+        return TokenStream(
+            take(self.hidden, kept_BM),
+            positions,
+            self.grid,
+            self.prefix_positions,
+            whole,
+            (*self.trail, (layer, positions)),
+        )
+
+    def restored(self) -> TokenStream:
+        """With the tokens that have left at their places, where the stream remembers them."""
+        if self.whole is None or not self.trail:
+            return self
+        hidden = put(self.hidden, self.positions, self.whole)
+        return TokenStream.begin(hidden, self.grid, self.prefix_positions)
 
     @property
     def num_tokens(self) -> int:

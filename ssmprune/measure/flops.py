@@ -14,24 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from ssmprune.measure import flops_plain_mamba, flops_vim, flops_vmamba
+from ssmprune.measure.rows import FlopRow
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import PruningPlan
 from ssmprune.registry import Registry
-
-NORM_FLOPS = 5  # per element, fvcore's figure for a norm with weights
-SCAN_FLOPS = 9  # per token, channel and state
-
-
-class FlopRow(NamedTuple):
-    """FLOPs of one operator in one part of the model, for one image."""
-
-    part: str
-    operator: str
-    flops: int
-    paper_flops: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,13 @@ class FamilyFlops(Protocol):
         """The charge for a traced operator, in a block whose `in_proj` costs as much."""
 
 
-_registered: Registry[FamilyFlops] = Registry("family")
+_families: Registry[FamilyFlops] = Registry("family")
+for _name, _flops in (
+    ("vim", flops_vim),
+    ("plain_mamba", flops_plain_mamba),
+    ("vmamba", flops_vmamba),
+):
+    _families.add(_name, _flops)
 
 
 def register_family_flops(family: str, flops: FamilyFlops) -> None:
@@ -83,7 +79,7 @@ def register_family_flops(family: str, flops: FamilyFlops) -> None:
     Raises:
         UsageError: The name is taken.
     """
-    _registered.add(family, flops)
+    _families.add(family, flops)
 
 
 def family_flops(family: str) -> FamilyFlops:
@@ -92,19 +88,7 @@ def family_flops(family: str) -> FamilyFlops:
     Raises:
         UsageError: The family is unknown.
     """
-    from ssmprune.measure import (  # built on this module
-        flops_plain_mamba,
-        flops_vim,
-        flops_vmamba,
-    )
-
-    for name, flops in (
-        ("vim", flops_vim),
-        ("plain_mamba", flops_plain_mamba),
-        ("vmamba", flops_vmamba),
-    ):
-        _registered.add(name, flops)
-    return _registered[family]
+    return _families[family]
 
 
 def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
@@ -117,8 +101,5 @@ def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
     Raises:
         PolicyError: The policy is for another model.
     """
-    steps: dict[int, Any] = {}
-    if policy is not None:
-        plan = PruningPlan.of(policy, config)
-        steps = {**plan.steps, **plan.grid_stages}
+    steps = {} if policy is None else PruningPlan.of(policy, config).steps
     return FlopCount(tuple(family_flops(config.family).rows(config, steps)))

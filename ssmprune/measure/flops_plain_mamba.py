@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopRow
+from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import PlainMambaConfig
-from ssmprune.pruning.apply import PruningStep
-from ssmprune.pruning.scorers import find_scorer, sort_flops
+from ssmprune.pruning.scorers import sort_flops
+from ssmprune.pruning.steps import DropStep
 
 _DIRECTIONS, _WALKS = 4, 2
 _STEM_WIDTH = 64
@@ -37,7 +37,7 @@ NAMES = {
 }
 
 
-def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
+def rows(config: PlainMambaConfig, steps: Mapping[int, DropStep]) -> Iterator[FlopRow]:
     """Every operator of the model, block by block."""
     D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
     L = HW = config.num_patches
@@ -66,11 +66,8 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, PruningStep]) -> Iterator
         if pruned:
             yield from _grid(part, L * E)
         if step is not None:
-            score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
-            yield FlopRow(part, "score", score, 0)
-            yield FlopRow(part, "sort", sort_flops(L) + sort_flops(M), 0)
             placed = layer + 1 < config.depth or layer in config.dw_layers  # somebody asks where
-            yield FlopRow(part, "gather", M * (E + D + placed), 0)
+            yield from step.rows(part, L, E, _DIRECTIONS, moved=E + D + placed)
             pruned = True
         yield FlopRow(part, "out_proj", M * E * D, L * E * D)
         L = M

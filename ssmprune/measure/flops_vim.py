@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopRow
+from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import VimConfig
-from ssmprune.pruning.apply import PruningStep
-from ssmprune.pruning.scorers import find_scorer, sort_flops
+from ssmprune.pruning.steps import DropStep
 
 _DIRECTIONS = 2
 
@@ -30,7 +29,7 @@ NAMES = {
 }
 
 
-def rows(config: VimConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRow]:
+def rows(config: VimConfig, steps: Mapping[int, DropStep]) -> Iterator[FlopRow]:
     """Every operator of the model, block by block."""
     D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
     P = len(config.prefix_positions)
@@ -52,10 +51,7 @@ def rows(config: VimConfig, steps: Mapping[int, PruningStep]) -> Iterator[FlopRo
         ):
             yield FlopRow(part, operator, _DIRECTIONS * once, once)
         if step is not None:
-            score = find_scorer(step.scorer.name).flops(L, E, _DIRECTIONS)
-            yield FlopRow(part, "score", score, 0)
-            yield FlopRow(part, "sort", sort_flops(L) + sort_flops(M), 0)
-            yield FlopRow(part, "gather", M * (E + D + 1), 0)
+            yield from step.rows(part, L, E, _DIRECTIONS, moved=E + D + 1)
         yield FlopRow(part, "out_proj", M * E * D, L * E * D)
         L = M
     yield FlopRow("norm_f", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from ssmprune.measure.flops import NORM_FLOPS, SCAN_FLOPS, FlopRow
+from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import VMambaConfig
-from ssmprune.policy import Stage
+from ssmprune.pruning.steps import GridStep
 
 _DIRECTIONS = 4
 
@@ -40,19 +40,19 @@ NAMES = {
 }
 
 
-def rows(config: VMambaConfig, steps: Mapping[int, Stage]) -> Iterator[FlopRow]:
+def rows(config: VMambaConfig, steps: Mapping[int, GridStep]) -> Iterator[FlopRow]:
     """Every operator of the model, block by block."""
     yield from _patch_embed(config)
     layer = 0
-    for stage, (depth, D) in enumerate(zip(config.depths, config.widths, strict=True)):
+    for level, (depth, D) in enumerate(zip(config.depths, config.widths, strict=True)):
         for index in range(depth):
-            part = f"layers.{stage}.blocks.{index}"
-            yield from _block(config, part, D, config.stage_grids[stage], steps.get(layer))
+            part = f"layers.{level}.blocks.{index}"
+            yield from _block(config, part, D, config.level_grids[level], steps.get(layer))
             layer += 1
-        if stage < len(config.depths) - 1:
-            L = math.prod(config.stage_grids[stage + 1])
-            yield from _downsample(config, f"layers.{stage}", L, D, config.widths[stage + 1])
-    L, D = math.prod(config.stage_grids[-1]), config.widths[-1]
+        if level < len(config.depths) - 1:
+            L = math.prod(config.level_grids[level + 1])
+            yield from _downsample(config, f"layers.{level}", L, D, config.widths[level + 1])
+    L, D = math.prod(config.level_grids[-1]), config.widths[-1]
     yield _row("classifier", "norm", NORM_FLOPS * L * D)
     yield _row("classifier", "pool", L * D)
     yield _row("classifier", "head", D * config.num_classes)
@@ -71,11 +71,11 @@ def _patch_embed(config: VMambaConfig) -> Iterator[FlopRow]:
 
 
 def _block(
-    config: VMambaConfig, part: str, D: int, grid: tuple[int, int], step: Stage | None
+    config: VMambaConfig, part: str, D: int, grid: tuple[int, int], step: GridStep | None
 ) -> Iterator[FlopRow]:
     E, N, R = config.expand * D, config.d_state, -(-D // 16)
     L = math.prod(grid)
-    M = L if step is None else math.prod(step.keep_grid(*grid))
+    M = L if step is None else step.scanned(grid)
     gate = E if config.vanilla else 0
     projected = L if config.vanilla else M  # a gate needs the whole grid before out_proj
     scan = _DIRECTIONS * SCAN_FLOPS * M * E * N

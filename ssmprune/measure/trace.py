@@ -18,13 +18,8 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from ssmprune.errors import SsmpruneError
-from ssmprune.measure.flops import (
-    NORM_FLOPS,
-    SCAN_FLOPS,
-    FlopCount,
-    FlopRow,
-    family_flops,
-)
+from ssmprune.measure.flops import FlopCount, family_flops
+from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.scorers import sort_flops

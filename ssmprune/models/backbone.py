@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, Literal, overload
 
 from torch import Tensor, nn
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.apply import PruningPlan
 from ssmprune.pruning.scorers import Features
+from ssmprune.pruning.steps import DropStep
 from ssmprune.scan import Backend
-from ssmprune.tokens import TokenStream, prefix_mask, take
+from ssmprune.tokens import TokenStream
 
 
 class Backbone(nn.Module, ABC):
@@ -24,7 +24,6 @@ class Backbone(nn.Module, ABC):
         plan: What to prune after which block; None for dense.
         checkpoint_key: Where in their file the weights lay, such as `model_ema`; None at its top.
         has_new_head: Whether the classifier was left random, as the checkpoint had no such one.
-        watch: Is told the layer of each stage and the positions, (B, M), that it keeps.
         resumes: Whether the family has `embed`, `run_dense` and `forward_from`, so that its first
             blocks can be run once for many plans.
         head_name: Name of the module whose weights grow with the number of classes.
@@ -41,7 +40,6 @@ class Backbone(nn.Module, ABC):
         self.plan: PruningPlan | None = None
         self.checkpoint_key: str | None = None
         self.has_new_head = False
-        self.watch: Callable[[int, Tensor], None] | None = None
 
     @abstractmethod
     def encode(self, images: Tensor, restore: bool) -> TokenStream:
@@ -53,32 +51,32 @@ class Backbone(nn.Module, ABC):
                 entered its last block with.
         """
 
-    def prunes_after(self, layer: int) -> bool:
+    def reduces_after(self, layer: int) -> bool:
         """Whether tokens leave after a block."""
         return self.plan is not None and layer in self.plan.steps
 
-    def select(
+    def reduce(
         self,
         layer: int,
+        stream: TokenStream,
+        update: Tensor,
         y: Tensor,
         steps: tuple[tuple[Tensor, Tensor], ...],
-        positions: Tensor,
-    ) -> Tensor:
-        """Ascending indices of the tokens that stay after a block that prunes, (B, M).
+    ) -> tuple[TokenStream, Tensor]:
+        """The tokens that stay after block `layer`, and what it adds to them, (B, M, E).
 
         Args:
-            layer: Index of the block.
+            stream: The tokens that entered the block, (B, L, D).
+            update: What it adds, before its output projection, (B, L, E).
             y: Its SSM output before the gate, (B, L, E).
             steps: Its raw steps and their biases, as `Features` has them.
-            positions: Positions of its tokens in the unpruned sequence, (B, L).
         """
         assert self.plan is not None
         step = self.plan.steps[layer]
-        prefix = prefix_mask(positions, self.config.prefix_positions)
-        kept = step.select(Features(y, steps, positions, prefix, layer, step.scorer.seed))
-        if self.watch is not None:
-            self.watch(layer, take(positions, kept))
-        return kept
+        assert isinstance(step, DropStep)
+        prefix = stream.prefix_mask()
+        features = Features(y, steps, stream.positions, prefix, layer, step.scorer.seed)
+        return step.reduce(stream, update, features)
 
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:

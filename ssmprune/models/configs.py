@@ -190,11 +190,11 @@ class PlainMambaConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VMambaConfig(ModelConfig):
-    """A VMamba (Liu et al., arXiv 2401.10166): resolution stages of blocks that scan in four ways.
+    """A VMamba (Liu et al., arXiv 2401.10166): levels of blocks that scan in four ways.
 
     Attributes:
-        widths: D of each resolution stage.
-        depths: Blocks of each resolution stage.
+        widths: D of each level.
+        depths: Blocks of each level.
         d_state: N, states per channel.
         expand: E / D.
         mlp_ratio: Width of the MLP over D.
@@ -226,21 +226,21 @@ class VMambaConfig(ModelConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """H and W of the patch tokens that enter the first block."""
-        return self.stage_grids[0]
+        return self.level_grids[0]
 
     @property
-    def stage_grids(self) -> tuple[tuple[int, int], ...]:
-        """H and W of each resolution stage."""
+    def level_grids(self) -> tuple[tuple[int, int], ...]:
+        """H and W of each level."""
         height, width = (-(-side // 4) for side in self.image_size)
         return tuple(
-            (-(-height // 2**stage), -(-width // 2**stage)) for stage in range(len(self.depths))
+            (-(-height // 2**level), -(-width // 2**level)) for level in range(len(self.depths))
         )
 
     @property
     def block_grids(self) -> tuple[tuple[int, int], ...]:
         return tuple(
             grid
-            for grid, depth in zip(self.stage_grids, self.depths, strict=True)
+            for grid, depth in zip(self.level_grids, self.depths, strict=True)
             for _ in range(depth)
         )
 

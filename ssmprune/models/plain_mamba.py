@@ -337,24 +337,19 @@ class PlainMamba(Backbone):
                 f"images must have {self.config.grid} patches under a policy, got {grid}; "
                 "create the model with their image_size."
             )
-        everywhere = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
-        positions = everywhere
+        stream = TokenStream.begin(hidden, grid, self.config.prefix_positions, restore)
         tokens = GridTokens(grid, hidden.device)
-        whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
-            mixed: MixerOutput = layer.mamba(layer.norm(hidden), tokens)
-            gated = mixed.gated
-            if self.plan is not None and self.prunes_after(index):
-                step = ((mixed.inputs.delta, layer.mamba.dt_proj.bias),)
-                kept = self.select(index, mixed.y, step, positions)
-                if restore:
-                    whole = hidden if whole is None else put(hidden, positions, whole)
-                gated, hidden, positions = (take(x, kept) for x in (gated, hidden, positions))
-                tokens = GridTokens(grid, hidden.device, positions, self.plan.alignment)
-            hidden = layer.smooth(hidden + layer.mamba.out_proj(gated), tokens)
-        if whole is not None:
-            hidden, positions = put(hidden, positions, whole), everywhere
-        return TokenStream(self.ln1(hidden), positions, grid, self.config.prefix_positions)
+            mixed: MixerOutput = layer.mamba(layer.norm(stream.hidden), tokens)
+            update = mixed.gated
+            if self.plan is not None and self.reduces_after(index):
+                steps = ((mixed.inputs.delta, layer.mamba.dt_proj.bias),)
+                stream, update = self.reduce(index, stream, update, mixed.y, steps)
+                tokens = GridTokens(grid, hidden.device, stream.positions, self.plan.alignment)
+            added = stream.hidden + layer.mamba.out_proj(update)
+            stream = stream.with_hidden(layer.smooth(added, tokens))
+        stream = stream.restored()
+        return stream.with_hidden(self.ln1(stream.hidden))
 
     def forward_head(self, stream: TokenStream) -> Tensor:
         """Logits of shape (B, num_classes), from the mean over the tokens that are left."""

@@ -18,7 +18,7 @@ from ssmprune.models.configs import VimConfig
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, linear
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
-from ssmprune.tokens import TokenStream, put, take
+from ssmprune.tokens import TokenStream
 
 _NORM_EPS = 1e-5
 
@@ -219,31 +219,25 @@ class Vim(Backbone):
     def forward_from(self, entering: Tensor, first: int) -> Tensor:
         return self.forward_head(self._encode(entering, first, restore=False))
 
-    def _encode(self, residual: Tensor, first: int, restore: bool) -> TokenStream:
-        """Run the blocks from `first` on, which the stream `residual` of shape (B, L, D) enters."""
-        everywhere = torch.arange(residual.shape[1], device=residual.device)
-        everywhere = everywhere.expand(len(residual), -1)
-        positions = everywhere
+    def _encode(self, entering: Tensor, first: int, restore: bool) -> TokenStream:
+        """Run the blocks from `first` on, which tokens of shape (B, L, D) enter."""
+        stream = TokenStream.begin(
+            entering, self.config.grid, self.config.prefix_positions, restore
+        )
         aligned: AlignedTokens | None = None
-        whole: Tensor | None = None  # each token's residual stream as it was last, (B, L, D)
         for index, block in enumerate(cast(Iterable[Block], self.layers[first:]), first):
-            prunes = self.prunes_after(index)
-            mixed: MixerOutput = block.mixer(block.norm(residual), aligned, keep_y=prunes)
-            gated = mixed.gated
+            reduces = self.reduces_after(index)
+            mixed: MixerOutput = block.mixer(block.norm(stream.hidden), aligned, keep_y=reduces)
+            update = mixed.gated
             if self.plan is not None and mixed.y is not None:
                 steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
-                kept = self.select(index, mixed.y, steps, positions)
-                if restore:
-                    whole = residual if whole is None else put(residual, positions, whole)
-                gated, residual = take(gated, kept), take(residual, kept)
-                positions = take(positions, kept)
-                aligned = AlignedTokens.of(self.plan.alignment, positions, everywhere.shape[1])
+                stream, update = self.reduce(index, stream, update, mixed.y, steps)
+                aligned = AlignedTokens.of(self.plan.alignment, stream.positions, stream.num_tokens)
             # the mean of both directions
-            residual = torch.add(residual, block.mixer.out_proj(gated), alpha=0.5)
-        if whole is not None:
-            residual, positions = put(residual, positions, whole), everywhere
-        normed = self.norm_f(residual)
-        return TokenStream(normed, positions, self.config.grid, self.config.prefix_positions)
+            hidden = torch.add(stream.hidden, block.mixer.out_proj(update), alpha=0.5)
+            stream = stream.with_hidden(hidden)
+        stream = stream.restored()
+        return stream.with_hidden(self.norm_f(stream.hidden))
 
     def forward_head(self, stream: TokenStream) -> Tensor:
         """Logits of shape (B, num_classes), from the class token."""

@@ -1,6 +1,6 @@
 """VMamba (Liu et al., arXiv 2401.10166), equal to the released models, reducible by a policy.
 
-A hierarchy of four resolution stages; every block scans its H x W grid in four directions. The
+A hierarchy of four levels; every block scans its H x W grid in four directions. The
 vanilla models are the first release: a gate on the scan's output, no MLP, patches that do not
 overlap. Everything is channel-last, (B, H, W, D); parameters carry the official names, so released
 checkpoints fit as they are.
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.layers import Linear, classifier, linear
-from ssmprune.policy import Stage
-from ssmprune.pruning.grid import Subset
+from ssmprune.pruning.steps import GridStep
 from ssmprune.scan import Backend, selective_scan
 from ssmprune.tokens import TokenStream
 
@@ -79,9 +78,9 @@ class PatchMerging(nn.Module):
         return merged
 
 
-def downsample(config: VMambaConfig, stage: int) -> nn.Module:
-    """From one resolution stage to the next: (B, H, W, D) to (B, ceil(H / 2), ceil(W / 2), D')."""
-    width, next_width = config.widths[stage : stage + 2]
+def downsample(config: VMambaConfig, level: int) -> nn.Module:
+    """From one level to the next: (B, H, W, D) to (B, ceil(H / 2), ceil(W / 2), D')."""
+    width, next_width = config.widths[level : level + 2]
     if config.vanilla:
         return PatchMerging(width, next_width)
     conv = nn.Conv2d(width, next_width, 3, stride=2, padding=1)
@@ -134,17 +133,17 @@ class SS2D(nn.Module):
         N = self.A_logs.shape[1]
         self.A_logs.data.copy_(torch.arange(1, N + 1).float().log().expand_as(self.A_logs))
 
-    def forward(self, normed: Tensor, stage: Stage | None) -> Tensor:
+    def forward(self, normed: Tensor, step: GridStep | None) -> Tensor:
         """The scan's result, projected, of shape (B, H, W, D).
 
         Args:
             normed: Tokens of shape (B, H, W, D).
-            stage: The share of the grid that is scanned; None for all of it. What acts on each
+            step: The cells that are scanned; None for all of them. What acts on each
                 token alone gives the same before and after the result is spread over the grid,
                 so it runs before.
         """
         x, z = self.project(normed)
-        subset = None if stage is None else Subset.of(stage, x)
+        subset = None if step is None else step.subset(x)
         y = self.out_norm(self.scan_grid(x if subset is None else subset.reduce(x)))
         if z is not None:
             y = y if subset is None else subset.restore(y)
@@ -220,21 +219,21 @@ class Block(nn.Module):
             self.norm2 = nn.LayerNorm(width, _NORM_EPS)
             self.mlp = MLP(width, config.mlp_ratio * width)
 
-    def forward(self, x: Tensor, stage: Stage | None) -> Tensor:
-        x = x + self.op(self.norm(x), stage)
+    def forward(self, x: Tensor, step: GridStep | None) -> Tensor:
+        x = x + self.op(self.norm(x), step)
         return x if self.mlp is None else x + self.mlp(self.norm2(x))
 
 
-class ResolutionStage(nn.Module):
+class Level(nn.Module):
     """The blocks of one resolution and, except after the last, the way to the next one."""
 
-    def __init__(self, config: VMambaConfig, stage: int, backend: Backend):
+    def __init__(self, config: VMambaConfig, level: int, backend: Backend):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(config, config.widths[stage], backend) for _ in range(config.depths[stage])
+            Block(config, config.widths[level], backend) for _ in range(config.depths[level])
         )
-        is_last = stage == len(config.depths) - 1
-        self.downsample = nn.Identity() if is_last else downsample(config, stage)
+        is_last = level == len(config.depths) - 1
+        self.downsample = nn.Identity() if is_last else downsample(config, level)
 
 
 class Classifier(nn.Module):
@@ -256,7 +255,7 @@ class VMamba(Backbone):
         super().__init__(config, backend)
         self.patch_embed = patch_embed(config)
         self.layers = nn.ModuleList(
-            ResolutionStage(config, stage, backend) for stage in range(len(config.depths))
+            Level(config, level, backend) for level in range(len(config.depths))
         )
         self.classifier = Classifier(config)
         for module in self.modules():
@@ -266,14 +265,14 @@ class VMamba(Backbone):
                     nn.init.zeros_(module.bias)
 
     def encode(self, images: Tensor, restore: bool) -> TokenStream:
-        """The tokens of the last resolution stage, which is whole under every policy."""
+        """The tokens of the last level, which is whole under every policy."""
         x = self.patch_embed(images)
-        grid_stages = {} if self.plan is None else self.plan.grid_stages
+        steps = {} if self.plan is None else self.plan.steps
         layers = count()
-        for resolution in cast(Iterable[ResolutionStage], self.layers):
-            for block in cast(Iterable[Block], resolution.blocks):
-                x = block(x, grid_stages.get(next(layers)))
-            x = resolution.downsample(x)
+        for level in cast(Iterable[Level], self.layers):
+            for block in cast(Iterable[Block], level.blocks):
+                x = block(x, steps.get(next(layers)))
+            x = level.downsample(x)
         normed = self.classifier.norm(x)
         B, H, W, _ = normed.shape
         positions = torch.arange(H * W, device=normed.device).expand(B, -1)

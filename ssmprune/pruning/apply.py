@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ssmprune.errors import PolicyError
 from ssmprune.models.configs import ModelConfig
-from ssmprune.policy import Alignment, Policy, Scorer, Stage
-from ssmprune.pruning.scorers import Features, find_scorer
+from ssmprune.policy import Alignment, Policy
+from ssmprune.pruning.steps import DropStep, GridStep, Step
 
 if TYPE_CHECKING:  # a policy's FLOPs need the plan alone
-    from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class PruningStep:
-    """What happens after one block.
-
-    Attributes:
-        keep_count: Tokens kept per image, prefix tokens included.
-        scorer: The rule that chooses them.
-    """
-
-    keep_count: int
-    scorer: Scorer
-
-    def select(self, features: Features) -> Tensor:
-        """Ascending indices of the tokens that stay, (B, keep_count)."""
-        from ssmprune.pruning.select import select_tokens
-
-        scores = find_scorer(self.scorer.name).score(features)
-        return select_tokens(scores, self.keep_count, features.prefix)
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -40,13 +21,11 @@ class PruningPlan:
 
     Attributes:
         policy: The policy.
-        steps: What happens after a block, by its index.
-        grid_stages: The stage that shrinks the scan of a block, by its index.
+        steps: What a block does beyond its dense work, by its index.
     """
 
     policy: Policy
-    steps: dict[int, PruningStep]
-    grid_stages: dict[int, Stage]
+    steps: Mapping[int, Step]
 
     @property
     def alignment(self) -> Alignment:
@@ -70,13 +49,13 @@ class PruningPlan:
             raise PolicyError(f"{'; '.join(map(str, faults))}.")
         stages = policy.effective_stages(config)
         if policy.reduction == "grid":
-            return cls(policy, {}, {stage.layer: stage for stage, _ in stages})
+            return cls(policy, {stage.layer: GridStep(stage) for stage, _ in stages})
         prefix = len(config.prefix_positions)
         steps = {
-            stage.layer: PruningStep(kept + prefix, policy.stage_scorer(stage))
+            stage.layer: DropStep(kept + prefix, policy.stage_scorer(stage))
             for stage, kept in stages
         }
-        return cls(policy, steps, {})
+        return cls(policy, steps)
 
 
 class Prunable(Protocol):

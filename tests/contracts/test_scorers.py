@@ -10,8 +10,8 @@ from torch import nn
 import ssmprune
 from ssmprune.errors import UsageError
 from ssmprune.policy import Scorer
-from ssmprune.pruning.apply import PruningStep
 from ssmprune.pruning.scorers import Features, find_scorer, register_scorer, scorers
+from ssmprune.pruning.steps import DropStep
 from tests.contracts.conftest import FAMILIES
 
 LENGTH, CHANNELS = 12, 8
@@ -79,7 +79,7 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch(name):
 @every_scorer
 def test_class_token_survives_in_every_image(name):
     features = make_features()
-    kept = PruningStep(4, Scorer(name=name)).select(features)
+    kept = DropStep(4, Scorer(name=name)).select(features)
     assert (features.positions.gather(1, kept) == 2 * CLS).any(1).all()
 
 
@@ -89,7 +89,7 @@ def test_token_marked_in_one_direction_comes_first(name, direction):
     features = make_features()
     features.y[:, [CLS, 8]] = 100.0
     features.steps[direction][0][:, 8] = 100.0
-    kept = PruningStep(2, Scorer(name=name)).select(features)
+    kept = DropStep(2, Scorer(name=name)).select(features)
     assert kept.tolist() == [[CLS, 8]] * 3
 
 
@@ -99,7 +99,7 @@ def test_of_equal_tokens_the_earlier_stay(name):
     features.y[:] = features.y[:, :1]
     for raw, _ in features.steps:
         raw[:] = raw[:, :1]
-    kept = PruningStep(4, Scorer(name=name)).select(features)
+    kept = DropStep(4, Scorer(name=name)).select(features)
     assert kept.tolist() == [[0, 1, 2, CLS]] * 3
 
 
@@ -110,7 +110,7 @@ def test_nan_is_refused(name):
     for raw, _ in features.steps:
         raw[1, 3] = torch.nan
     with pytest.raises(RuntimeError, match="NaN"):
-        PruningStep(4, Scorer(name=name)).select(features)
+        DropStep(4, Scorer(name=name)).select(features)
 
 
 @every_scorer
@@ -190,10 +190,10 @@ def only_direction(model: nn.Module, direction: int, directions: int):
 def recorded_features():
     """The features that every pruning step is given."""
     found: list[Features] = []
-    select = PruningStep.select
+    select = DropStep.select
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            PruningStep, "select", lambda step, given: found.append(given) or select(step, given)
+            DropStep, "select", lambda step, given: found.append(given) or select(step, given)
         )
         yield found
 

@@ -16,6 +16,7 @@ from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Scorer, Stage
 from ssmprune.pruning.grid import line_groups
+from ssmprune.pruning.steps import GridStep
 
 NAMES = ("vmamba_tiny_s1l8", "vanilla_vmamba_tiny")
 RATIOS = st.integers(1, 1000).map(lambda n: n / 1000)
@@ -76,7 +77,7 @@ def test_reduced_block_scans_the_subset_and_spreads_its_result(model):
     y = op.scan_grid(x[:, rows][:, :, columns])[:, row_group][:, :, column_group]
     gate = 1 if z is None else torch.nn.functional.silu(z)
     expected = op.out_proj(op.out_norm(y) * gate)
-    torch.testing.assert_close(op(normed, Stage(layer=0, keep_ratio=0.3)), expected)
+    torch.testing.assert_close(op(normed, GridStep(Stage(layer=0, keep_ratio=0.3))), expected)
 
 
 @torch.no_grad()
