@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ssmprune.policy import Policy
-
-Objective = Literal["top1", "flops", "latency_ms", "peak_memory_bytes"]
 
 LATENCY_BATCH = 16
 """Most images in the batch whose latency and peak memory are measured."""
@@ -75,7 +73,7 @@ class Measurement:
         values: dict[str, Any] = {k: math.nan if v is None else v for k, v in figures.items()}
         return cls(**values)
 
-    def value(self, objective: Objective) -> float:
+    def value(self, objective: str) -> float:
         """The figure of one objective."""
         return float(getattr(self, objective))
 

@@ -19,7 +19,6 @@ by a member. Ratios are taken to lie within their intervals.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import moocore
@@ -28,10 +27,11 @@ import numpy as np
 from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
-from ssmprune_search.candidate.measurement import Candidate, Measurement, Objective
+from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import FLOPS, OBJECTIVES, TOP1, Objective
 
 
-def front(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
+def front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:
     """The candidates that no better one excludes, fewest FLOPs first.
 
     Of candidates that prune alike (`pruning_key`) and of candidates with equal objectives only the
@@ -40,14 +40,14 @@ def front(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> l
     Raises:
         ValueError: A figure of an objective is NaN.
     """
+    judged = _judged(objectives)
     distinct = list({pruning_key(c.policy): c for c in reversed(candidates)}.values())[::-1]
     _refuse_nan(distinct, objectives)
-    if "latency_ms" in objectives:
-        members = _kernel(distinct, objectives)
+    if any(objective.noisy for objective in judged):
+        members = _kernel(distinct, judged)
     else:
-        values = np.array([[c.search.value(o) for o in objectives] for c in distinct])
-        values = values.reshape(len(distinct), len(objectives))
-        kept = moocore.is_nondominated(values, maximise=[o == "top1" for o in objectives])
+        ranks = np.array([_rank(c, judged) for c in distinct]).reshape(len(distinct), len(judged))
+        kept = moocore.is_nondominated(ranks)
         members = [c for c, keep in zip(distinct, kept, strict=True) if keep]
     return sorted(members, key=lambda c: (c.search.flops, c.trial))
 
@@ -70,8 +70,8 @@ def pruning_key(policy: Policy) -> Hashable:
 
 def hypervolume(
     candidates: Sequence[Candidate],
-    objectives: Sequence[Objective],
-    reference: Mapping[Objective, float],
+    objectives: Sequence[str],
+    reference: Mapping[str, float],
 ) -> float:
     """Share of the box from `reference` to the ideal that the candidates dominate, in [0, 1].
 
@@ -86,62 +86,52 @@ def hypervolume(
         ValueError: A figure of an objective is NaN.
     """
     _refuse_nan(candidates, objectives)
-    losses = np.array([[_loss(c, o, reference[o]) for o in objectives] for c in candidates])
+    losses = np.array(
+        [[OBJECTIVES[o].loss(c.search, reference[o]) for o in objectives] for c in candidates]
+    )
     if not len(losses):
         return 0.0
     return float(moocore.hypervolume(losses, ref=np.ones(len(objectives))))
 
 
-def dense_reference(dense: Measurement) -> dict[Objective, float]:
+def dense_reference(dense: Measurement) -> dict[str, float]:
     """The reference that hypervolumes are told against: the dense model's costs and 0 % top-1."""
-    costs: tuple[Objective, ...] = ("flops", "latency_ms", "peak_memory_bytes")
-    return {"top1": 0.0, **{cost: dense.value(cost) for cost in costs}}
+    return {name: objective.reference(dense) for name, objective in OBJECTIVES.items()}
 
 
-def select(
-    members: Sequence[Candidate],
-    *,
-    max_flops_ratio: float | None = None,
-    max_latency_ratio: float | None = None,
-    max_memory_ratio: float | None = None,
-    min_top1: float | None = None,
-) -> Candidate:
+def select(members: Sequence[Candidate], **limits: float | None) -> Candidate:
     """The member of a front with the highest top-1 within limits; of equals, fewest FLOPs.
 
     Only figures of the search split decide: the holdout stays a measurement that no decision saw.
 
     Args:
-        max_flops_ratio: FLOPs over the dense model's.
-        max_latency_ratio: Latency over the dense model's.
-        max_memory_ratio: Peak memory over the dense model's.
-        min_top1: Per cent.
+        limits: By `Objective.option`: `max_flops_ratio`, `max_latency_ratio` and
+            `max_memory_ratio`, each over the dense model's, and `min_top1` in per cent.
 
     Raises:
-        UsageError: No member is within the limits, or a limit is on latency or peak memory and
-            the search did not measure it. The message names the nearest member.
+        UsageError: No member is within the limits, or a limit is on what the search did not
+            measure. The message names the nearest member.
     """
     if not members:
         raise UsageError("a front must have members to choose from, got none; search further.")
-    limits = {
-        "flops_ratio": max_flops_ratio,
-        "latency_ratio": max_latency_ratio,
-        "peak_memory_ratio": max_memory_ratio,
-        "top1": min_top1,
-    }
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    for ratio, what, objective in (
-        ("latency_ratio", "latency", "latency_ms"),
-        ("peak_memory_ratio", "peak memory", "peak_memory_bytes"),
-    ):
-        if ratio in given and any(np.isnan(getattr(c.search, ratio)) for c in members):
+    by_option = {objective.option: objective for objective in OBJECTIVES.values()}
+    given = {by_option[option]: limit for option, limit in limits.items() if limit is not None}
+    for objective, limit in given.items():
+        if not all(objective.is_measured(member.search) for member in members):
             raise UsageError(
-                f"a limit on {what} needs a search with the objective {objective}, got "
-                f"{given[ratio]:g} for one without; leave the limit out, or search again."
+                f"a limit on {objective.title.lower()} needs a search with the objective "
+                f"{objective.name}, got {limit:g} for one without; leave the limit out, or "
+                "search again."
             )
     within = [c for c in members if _excess(c, given) <= 0]
     if not within:
         raise UsageError(_nothing_within(members, given))
     return min(within, key=lambda c: (-c.search.top1, c.search.flops, c.trial))
+
+
+def _judged(objectives: Sequence[str]) -> list[Objective]:
+    """The objectives in the order of their ranks."""
+    return [objective for name, objective in OBJECTIVES.items() if name in objectives]
 
 
 def _kernel(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
@@ -154,28 +144,15 @@ def _kernel(candidates: Sequence[Candidate], objectives: Sequence[Objective]) ->
 
 
 def _rank(candidate: Candidate, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    figures = candidate.search
-    parts = {
-        "top1": -figures.top1,
-        "flops": figures.flops,
-        "latency_ms": figures.latency_ratio,
-        "peak_memory_bytes": figures.peak_memory_bytes,
-    }
-    return tuple(part for objective, part in parts.items() if objective in objectives)
+    return tuple(objective.rank(candidate.search) for objective in objectives)
 
 
 def _worse(a: Candidate, b: Candidate, objectives: Sequence[Objective]) -> bool:
     """Whether `a` is worse than `b` in any objective."""
-    x, y = a.search, b.search
-    return (
-        ("top1" in objectives and x.top1 < y.top1)
-        or ("flops" in objectives and x.flops > y.flops)
-        or ("latency_ms" in objectives and x.latency_ratio_low > y.latency_ratio_high)
-        or ("peak_memory_bytes" in objectives and x.peak_memory_bytes > y.peak_memory_bytes)
-    )
+    return any(objective.is_worse(a.search, b.search) for objective in objectives)
 
 
-def _refuse_nan(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> None:
+def _refuse_nan(candidates: Sequence[Candidate], objectives: Sequence[str]) -> None:
     for candidate in candidates:
         for objective in objectives:
             if np.isnan(candidate.search.value(objective)):
@@ -185,39 +162,20 @@ def _refuse_nan(candidates: Sequence[Candidate], objectives: Sequence[Objective]
                 )
 
 
-def _loss(candidate: Candidate, objective: Objective, reference: float) -> float:
-    """0 at the ideal, 1 at the reference."""
-    value = candidate.search.value(objective)
-    return (100 - value) / (100 - reference) if objective == "top1" else value / reference
-
-
-def _excess(candidate: Candidate, limits: Mapping[str, float]) -> float:
+def _excess(candidate: Candidate, limits: Mapping[Objective, float]) -> float:
     """By how much, as a share, a candidate misses the limit it misses most; <= 0 if within all."""
-    figures = candidate.search
-    return max(
-        (
-            (limit - figures.top1) / 100 if name == "top1" else getattr(figures, name) - limit
-            for name, limit in limits.items()
-        ),
-        default=0.0,
-    )
+    return max((o.excess(candidate.search, limit) for o, limit in limits.items()), default=0.0)
 
 
-def _nothing_within(members: Sequence[Candidate], limits: Mapping[str, float]) -> str:
+def _nothing_within(members: Sequence[Candidate], limits: Mapping[Objective, float]) -> str:
     nearest = min(members, key=lambda c: _excess(c, limits))
     wanted = " and ".join(
-        f"{name} {'>=' if name == 'top1' else '<='} {limit:g}" for name, limit in limits.items()
+        f"{o.share} {'>=' if o.maximise else '<='} {limit:g}" for o, limit in limits.items()
     )
     found = ", ".join(
-        f"{name} {_rounded_outwards(name, getattr(nearest.search, name)):g}"
-        for name in dict.fromkeys(("top1", "flops_ratio", *limits))
+        f"{o.share} {o.as_limit(nearest.search):g}" for o in dict.fromkeys((TOP1, FLOPS, *limits))
     )
     return (
         f"the limits must leave one of the front's {len(members)} policies, got {wanted}; "
         f"the nearest is trial {nearest.trial} with {found}: allow for that, or search further."
     )
-
-
-def _rounded_outwards(name: str, value: float) -> float:
-    """Rounded so that, given as a limit, it lets `value` pass."""
-    return (math.floor if name == "top1" else math.ceil)(value * 1e3) / 1e3

@@ -32,7 +32,6 @@ from ssmprune_search.candidate.measurement import (
     LATENCY_PROTOCOL,
     MEMORY_FIGURES,
     Measurement,
-    Objective,
 )
 from ssmprune_search.evaluation.prefix import FromBlock, Piece, PrefixCache
 from ssmprune_search.study.race import Bits, Race
@@ -104,7 +103,7 @@ class ModelEvaluators:
     checkpoint: Path
     data: str
     device: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[str, ...]
     batch_size: int
     amp: bool = False
     checkpoint_key: str | None = None

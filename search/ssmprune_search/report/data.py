@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ssmprune.measure.flops import count_flops
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import COSTS, MEASURED_COSTS
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.references import Schedule
 from ssmprune_search.report.samples import Bench, data_uri, passage_data
@@ -30,6 +30,10 @@ def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
     holdout = outcome.dense_holdout
     return {
         "objectives": list(outcome.objectives),
+        "costs": [
+            {"name": cost.name, "key": cost.key, "title": cost.title, "unit": cost.unit}
+            for cost in COSTS
+        ],
         "images": {"search": outcome.dense.images, "holdout": holdout and holdout.images},
         "points": list(_points(findings)),
         "policies": dict(_policies(findings, bench)),
@@ -63,8 +67,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
             "family": schedule.name.partition("@")[0],
             "flops": count.flops / outcome.dense.flops,
             **_accuracies(schedule.figures),
-            "latency": _latency(schedule.figures.get("search")),
-            "memory": _memory(schedule.figures.get("search")),
+            **_costs(schedule.figures.get("search")),
         }
     for model in smaller.models if smaller.comparable else ():
         interval = [model.top1, model.top1, model.top1]
@@ -75,8 +78,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
             "flops": model.flops_ratio,
             "search": interval,
             "holdout": interval,
-            "latency": None,
-            "memory": None,
+            **_costs(None),
         }
     figures = {f.split: f for f in (outcome.dense, outcome.dense_holdout) if f}
     yield {
@@ -85,8 +87,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
         "kind": "dense",
         "flops": 1.0,
         **_accuracies(figures),
-        "latency": _latency(outcome.dense),
-        "memory": _memory(outcome.dense),
+        **_costs(outcome.dense),
     }
     for member in outcome.members:
         yield _candidate_point(member, "front")
@@ -100,8 +101,7 @@ def _candidate_point(candidate: Candidate, kind: str) -> dict[str, Any]:
         "kind": kind,
         "flops": candidate.search.flops_ratio,
         **_accuracies(figures),
-        "latency": _latency(candidate.search),
-        "memory": _memory(candidate.search),
+        **_costs(candidate.search),
         "tokens": tokens_text(candidate.policy),
     }
 
@@ -116,19 +116,14 @@ def _accuracies(figures: Mapping[str, Measurement]) -> dict[str, list[float] | N
     }
 
 
-def _latency(figures: Measurement | None) -> list[float] | None:
-    """The latency ratio with the ends of its interval; None where it was not measured."""
-    if figures is None or math.isnan(figures.latency_ratio):
-        return None
-    ratios = (figures.latency_ratio, figures.latency_ratio_low, figures.latency_ratio_high)
-    return [round(ratio, 4) for ratio in ratios]
-
-
-def _memory(figures: Measurement | None) -> list[float] | None:
-    """The peak memory ratio, thrice as it is exact; None where it was not measured."""
-    if figures is None or math.isnan(figures.peak_memory_ratio):
-        return None
-    return [round(figures.peak_memory_ratio, 4)] * 3
+def _costs(figures: Measurement | None) -> dict[str, list[float] | None]:
+    """Measured costs over the dense model's, with the ends of their intervals; None if unknown."""
+    return {
+        cost.key: [round(ratio, 4) for ratio in cost.interval(figures)]
+        if figures is not None and cost.is_measured(figures)
+        else None
+        for cost in MEASURED_COSTS
+    }
 
 
 def _policies(findings: Findings, bench: Bench | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,9 +153,11 @@ def _policy_data(
         "operators": count.by_operator(),
         "flops": count.flops,
         "paper_flops": count.paper_flops,
-        "latency_ms": None if search is None or _latency(search) is None else search.latency_ms,
-        "dense_ms": None if math.isnan(outcome.dense.latency_ms) else outcome.dense.latency_ms,
-        "peak_memory_bytes": search.peak_memory_bytes if search and _memory(search) else None,
+        "costs": {
+            cost.key: [search.value(cost.name), outcome.dense.value(cost.name)]
+            for cost in MEASURED_COSTS
+            if search is not None and cost.is_measured(search) and cost.is_measured(outcome.dense)
+        },
         "protocol": dict(search.latency_protocol) if search else {},
         "kept": None if bench is None else passage_data(bench.run(policy), bench),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssmprune_search.candidate.measurement import Objective
 from ssmprune_search.report.history import Choice, Moment, choices, follow, importances
 from ssmprune_search.report.recovery import Recovery, read_recovery
 from ssmprune_search.report.references import (
@@ -35,7 +34,7 @@ class Findings:
     schedules: list[Schedule]
     smaller: SmallerModels
     moments: list[Moment]
-    importances: dict[Objective, dict[str, float]]
+    importances: dict[str, dict[str, float]]
     choices: dict[str, list[Choice]]
     token_shares: list[list[float]]
     recovery: Recovery | None

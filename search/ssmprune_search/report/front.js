@@ -51,24 +51,27 @@ class Front {
 
   // Each pair of objectives: accuracy stands upright, and FLOPs lie down.
   findPairs() {
-    const { objectives } = this.report;
-    const pairs = [
-      { x: "flops", y: "top1", name: "Top-1 against FLOPs" },
-      { x: "latency_ms", y: "top1", name: "Top-1 against latency" },
-      { x: "flops", y: "latency_ms", name: "Latency against FLOPs" },
-      { x: "peak_memory_bytes", y: "top1", name: "Top-1 against peak memory" },
-      { x: "flops", y: "peak_memory_bytes", name: "Peak memory against FLOPs" },
-      { x: "latency_ms", y: "peak_memory_bytes", name: "Peak memory against latency" },
-    ];
-    const there = pairs.filter(({ x, y }) => objectives.includes(x) && objectives.includes(y));
-    return there.length ? there : pairs.slice(0, 1);
+    const { objectives, costs } = this.report;
+    const there = costs.filter(({ name }) => objectives.includes(name));
+    const pairs = there.map((cost) => ({ x: cost.name, y: "top1" }));
+    there.forEach((x, n) => there.slice(n + 1).forEach((y) => pairs.push({ x: x.name, y: y.name })));
+    const found = objectives.includes("top1") ? pairs : pairs.filter(({ y }) => y !== "top1");
+    const chosen = found.length ? found : [{ x: "flops", y: "top1" }];
+    return chosen.map(({ x, y }) => ({ x, y, name: `${this.title(y)} against ${lowered(this.title(x))}` }));
+  }
+
+  cost(name) {
+    return this.report.costs.find((cost) => cost.name === name);
+  }
+
+  title(objective) {
+    return objective === "top1" ? "Top-1" : this.cost(objective).title;
   }
 
   // Value, lower and upper end of one objective; null where it was not measured.
   figure(point, objective) {
     if (objective === "flops") return [point.flops, point.flops, point.flops];
-    if (objective === "peak_memory_bytes") return point.memory;
-    return objective === "top1" ? point[this.split] : point.latency;
+    return objective === "top1" ? point[this.split] : point[this.cost(objective).key];
   }
 
   placed(kind) {
@@ -118,16 +121,15 @@ class Front {
     const [xs, ys] = [this.range("x"), this.range("y")];
     this.x = linear(xs, [frame.left, frame.right]);
     this.y = linear(ys, [frame.bottom, frame.top]);
-    const name = { top1: `Top-1 on the ${this.split} split`, flops: "FLOPs, share of the dense model's",
-      latency_ms: "Latency, share of the dense model's",
-      peak_memory_bytes: "Peak memory, share of the dense model's" };
+    const name = (objective) => objective === "top1" ? `Top-1 on the ${this.split} split`
+      : `${this.title(objective)}, share of the dense model's`;
     const format = (objective) => (v) => (objective === "top1" ? `${v} %` : `${+(100 * v).toFixed(1)} %`);
     this.svg.replaceChildren();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
     drawAxes(this.svg, frame,
-      { place: this.x, ticks: ticks(...xs, width / 90), format: format(this.pair.x), name: name[this.pair.x] },
-      { place: this.y, ticks: ticks(...ys, 6), format: format(this.pair.y), name: name[this.pair.y] });
+      { place: this.x, ticks: ticks(...xs, width / 90), format: format(this.pair.x), name: name(this.pair.x) },
+      { place: this.y, ticks: ticks(...ys, 6), format: format(this.pair.y), name: name(this.pair.y) });
     this.targets = [];
     this.frame = frame;
     const clip = make("clipPath", { id: "inside" },
@@ -231,12 +233,10 @@ class Front {
     if (point.kind === "smaller") found.push(`${top1(point.search[0])} top-1, published`);
     if (!point.search && !point.holdout) found.push("accuracy not measured");
     found.push(`${percent(point.flops, 1)} of the FLOPs`);
-    if (point.latency) {
-      const [ratio, low, high] = point.latency.map((v) => (100 * v).toFixed(1));
-      found.push(`${ratio} % of the latency (${low} to ${high})`);
-    }
-    if (point.memory && this.report.objectives.includes("peak_memory_bytes")) {
-      found.push(`${percent(point.memory[0], 1)} of the peak memory`);
+    for (const { name, key, title } of this.report.costs.filter((cost) => point[cost.key] && cost.name !== "flops")) {
+      if (!this.report.objectives.includes(name)) continue;
+      const [ratio, low, high] = point[key].map((v) => (100 * v).toFixed(1));
+      found.push(`${ratio} % of the ${lowered(title)}${low === high ? "" : ` (${low} to ${high})`}`);
     }
     if (point.tokens) found.push(`tokens left ${point.tokens}`);
     return found;

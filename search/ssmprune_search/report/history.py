@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 
 from ssmprune.policy import Policy
-from ssmprune_search.candidate.measurement import Candidate, Objective
+from ssmprune_search.candidate.measurement import Candidate
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.results.table import alignment_text, scorer_text
@@ -70,7 +70,7 @@ def follow(outcome: Outcome, study: Study) -> list[Moment]:
     return moments
 
 
-def importances(outcome: Outcome, study: Study) -> dict[Objective, dict[str, float]]:
+def importances(outcome: Outcome, study: Study) -> dict[str, dict[str, float]]:
     """Share of each objective's variance that each parameter explains (fANOVA, Hutter et al.).
 
     Over the candidates that saw all images; empty with fewer than `LEAST_TRIALS` of them.
@@ -81,7 +81,7 @@ def importances(outcome: Outcome, study: Study) -> dict[Objective, dict[str, flo
         return {}
     copy = optuna.create_study(directions=["minimize"] * len(outcome.objectives))
     copy.add_trials(trials)
-    found: dict[Objective, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for index, objective in enumerate(outcome.objectives):
         shares = optuna.importance.get_param_importances(
             copy,

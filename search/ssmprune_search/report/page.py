@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ssmprune_search.candidate.objective import MEASURED_COSTS, OBJECTIVES
 from ssmprune_search.report.data import page_data, schedule_ids
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.samples import Bench
@@ -19,12 +20,6 @@ GENERATOR = "ssmprune report"
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("svg", "front", "growth", "policy", "page")
-_NAMES = {
-    "top1": "Top-1",
-    "flops": "FLOPs",
-    "latency_ms": "Latency",
-    "peak_memory_bytes": "Peak memory",
-}
 _CLOSE = 1.0  # points of top-1 that a policy may lose to be called close to the dense model
 
 
@@ -49,7 +44,9 @@ def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> s
         style=_read("page.css"),
         scripts=[_read(f"{name}.js") for name in _SCRIPTS],
         generator=GENERATOR,
-        names=_NAMES,
+        titles={name: objective.title for name, objective in OBJECTIVES.items()},
+        objectives=[OBJECTIVES[name] for name in outcome.objectives],
+        costs=[cost for cost in MEASURED_COSTS if cost.name in outcome.objectives],
         findings=findings,
         outcome=outcome,
         info=outcome.run.info,

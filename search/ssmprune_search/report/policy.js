@@ -45,13 +45,12 @@ class PolicyView {
     const ratio = (key) => percent(policy[key] / report.dense[key], 1);
     rows.push(["FLOPs, all that runs", ratio("flops"), flops("flops")]);
     rows.push(["FLOPs, paper's rule", ratio("paper_flops"), flops("paper_flops")]);
-    if (point.latency) {
-      const [value, low, high] = point.latency.map((v) => (100 * v).toFixed(1));
-      const times = `${policy.latency_ms.toFixed(2)} of ${policy.dense_ms.toFixed(2)} ms`;
-      rows.push(["Latency", `${value} %`, `${low} to ${high} %, ${times}`]);
-    }
-    if (point.memory && report.objectives.includes("peak_memory_bytes")) {
-      rows.push(["Peak memory", percent(point.memory[0], 1), `${(policy.peak_memory_bytes / 2 ** 20).toFixed(1)} MiB`]);
+    for (const { name, key, title, unit: [unit, size] } of report.costs) {
+      if (!policy.costs[key] || !report.objectives.includes(name)) continue;
+      const [value, low, high] = point[key].map((v) => (100 * v).toFixed(1));
+      const [pruned, dense] = policy.costs[key].map((v) => (v / size).toFixed(2));
+      const range = low === high ? "" : `${low} to ${high} %, `;
+      rows.push([title, `${value} %`, `${range}${pruned} of ${dense} ${unit}`]);
     }
     const cells = rows.map(([name, value, under]) =>
       html("div", {}, html("dt", {}, name), html("dd", {}, html("b", {}, value), html("small", {}, under))));

@@ -34,6 +34,7 @@ function ticks(low, high, count) {
 }
 
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const lowered = (title) => (title === "FLOPs" ? title : title.toLowerCase());
 const top1 = (value) => `${value.toFixed(1)} %`;
 const interval = ([, low, high], digits = 1) => `${low.toFixed(digits)} to ${high.toFixed(digits)}`;
 

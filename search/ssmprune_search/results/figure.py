@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmprune.picture import save
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import FLOPS, LATENCY, TOP1, Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-Cost = Literal["FLOPs", "Latency"]
 
 # From Okabe and Ito's palette, which the colour-blind can tell apart; darkened for thin lines.
 _FRONT, _DENSE, _FAINT = "#0072B2", "#222222", "#6E6E6E"
@@ -56,9 +55,9 @@ def make_figure(picture: Picture) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    costs: list[Cost] = ["FLOPs"]
-    if not any(math.isnan(c.search.latency_ratio) for c in picture.candidates):
-        costs.append("Latency")
+    costs = [FLOPS]
+    if all(LATENCY.is_measured(c.search) for c in picture.candidates):
+        costs.append(LATENCY)
     figure = Figure(figsize=(6.6 * len(costs) + 0.6, 5.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(picture.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
@@ -90,7 +89,7 @@ class _Series:
     hollow: bool = False
 
 
-def _series(picture: Picture, cost: Cost) -> Iterator[_Series]:
+def _series(picture: Picture, cost: Objective) -> Iterator[_Series]:
     """Everything that stands out, from the back to the front."""
     for (name, family), (color, marker) in zip(
         _families(picture.candidates).items(), itertools.cycle(_SCHEDULES), strict=False
@@ -124,17 +123,15 @@ def _families(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def _figures(
-    candidates: Sequence[Candidate], cost: Cost, holdout: bool = False
+    candidates: Sequence[Candidate], cost: Objective, holdout: bool = False
 ) -> tuple[Array, Array]:
     """Points `(n, 2)`, cost and top-1, and intervals `(n, 4)`, of top-1 and of the cost."""
     rows = []
     for c in candidates:
-        figures, x = c.holdout if holdout else c.search, c.search
+        figures = c.holdout if holdout else c.search
         if figures:
-            exact = (x.flops_ratio, x.flops_ratio, x.flops_ratio)
-            spread = (x.latency_ratio, x.latency_ratio_low, x.latency_ratio_high)
-            at, low, high = exact if cost == "FLOPs" else spread
-            rows.append((at, figures.top1, figures.top1_low, figures.top1_high, low, high))
+            at, low, high = cost.interval(c.search)
+            rows.append((at, *TOP1.interval(figures), low, high))
     table = np.array(rows, dtype=float).reshape(-1, 6)
     return table[:, :2], table[:, 2:]
 
@@ -146,7 +143,7 @@ def _frontier(points: Array) -> Array:
     return points[np.diff(best, prepend=-np.inf) > 0]
 
 
-def _draw_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
+def _draw_panel(axes: Axes, picture: Picture, cost: Objective) -> None:
     every, _ = _figures(picture.candidates, cost)
     name = f"all {len(every)} candidates"
     axes.plot(*every.T, "o", c=_FAINT, ms=4, alpha=0.35, mew=0, label=name)
@@ -163,7 +160,7 @@ def _draw_panel(axes: Axes, picture: Picture, cost: Cost) -> None:
         style: dict[str, Any] = {"c": series.color, "mfc": fill, "ms": size, "zorder": 5}
         axes.plot(x, y, series.marker, label=series.name, **style)
     axes.set_ylim(*_accuracies(picture))
-    axes.set_xlabel(f"{cost} relative to dense", fontsize=13)
+    axes.set_xlabel(f"{cost.title} relative to dense", fontsize=13)
     axes.grid(color="#E6E6E6", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=12, length=0)

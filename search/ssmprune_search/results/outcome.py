@@ -9,7 +9,7 @@ from typing import Any
 
 from ssmprune.errors import RunError
 from ssmprune.files import write_atomically, write_bytes_atomically
-from ssmprune_search.candidate.measurement import Candidate, Measurement, Objective
+from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
 from ssmprune_search.results.figure import Picture, draw_figure
 from ssmprune_search.results.table import row, to_csv
@@ -29,7 +29,7 @@ class Outcome:
     """
 
     run: RunDirectory
-    objectives: tuple[Objective, ...]
+    objectives: tuple[str, ...]
     candidates: list[Candidate]
     members: list[Candidate]
     dense: Measurement

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -14,6 +13,7 @@ from rich.table import Table
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import FLOPS, MEASURED_COSTS, OBJECTIVES, TOP1, Objective
 
 COLUMNS = {
     "trial": "number of the trial",
@@ -22,23 +22,8 @@ COLUMNS = {
     "tokens": "patch tokens left after each pruning layer, as LAYER:COUNT",
     "scorer": "the scorer; several with / where stages name their own",
     "alignment": "decay, its strength, and what the convolution reads",
-    "flops": "multiply-adds for one image, everything that runs",
-    "flops_ratio": "flops over those of the dense model",
-    "paper_flops": "multiply-adds on the rule of the family's publications",
-    "search_top1": "per cent on the search split, which the search decided by",
-    "search_top1_low": "lower end of its 95 % interval",
-    "search_top1_high": "upper end",
-    "search_images": "images of the search split",
-    "holdout_top1": "per cent on the holdout, which no decision saw; empty if not measured",
-    "holdout_top1_low": "lower end of its 95 % interval",
-    "holdout_top1_high": "upper end",
-    "holdout_images": "images of the holdout",
-    "latency_ratio": "latency over the dense model's; empty if not measured",
-    "latency_ratio_low": "lower end of its 95 % interval",
-    "latency_ratio_high": "upper end",
-    "latency_ms": "milliseconds for one batch",
-    "peak_memory_ratio": "peak memory over the dense model's; empty if not measured",
-    "peak_memory_bytes": "most bytes that the tensors of a pass take, for one batch",
+    **FLOPS.columns,
+    **{column: means for o in OBJECTIVES.values() for column, means in o.columns.items()},
 }
 """Names and meanings of the columns of `front.csv`, which are the keys of a row too."""
 
@@ -73,25 +58,23 @@ def to_table(
     candidates: Sequence[Candidate], dense: Measurement, dense_holdout: Measurement | None
 ) -> Table:
     """The candidates below the dense model, two lines each."""
-    ratios = ("latency_ratio", "peak_memory_ratio")
-    measured = {ratio for ratio in ratios if not math.isnan(getattr(dense, ratio))}
+    costs = [cost for cost in MEASURED_COSTS if cost.is_measured(dense)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Trial\n", justify="right")
     table.add_column("FLOPs ratio\n[dim]M, paper's M")
     table.add_column("Top-1 search\n[dim]95 % interval")
     table.add_column("Top-1 holdout\n[dim]95 % interval")
-    if "latency_ratio" in measured:
-        table.add_column("Latency ratio\n[dim]95 % interval")
-    if "peak_memory_ratio" in measured:
-        table.add_column("Memory ratio\n[dim]MiB")
+    for cost in costs:
+        under = "95 % interval" if cost.ends else cost.unit[0]
+        table.add_column(f"{cost.limit.replace('_', ' ').capitalize()}\n[dim]{under}")
     table.add_column("Tokens left after layer\n[dim]scorer, alignment, source", overflow="fold")
-    table.add_row("dense", *_cells(dense, dense_holdout, measured), "all")
+    table.add_row("dense", *_cells(dense, dense_holdout, costs), "all")
     for candidate in candidates:
         policy = candidate.policy
         about = f"{scorer_text(policy)}, {alignment_text(policy)}, {escape(candidate.source)}"
         table.add_row(
             str(candidate.trial),
-            *_cells(candidate.search, candidate.holdout, measured),
+            *_cells(candidate.search, candidate.holdout, costs),
             f"{tokens_text(policy) or 'all'}\n[dim]{about}",
         )
     return table
@@ -121,21 +104,23 @@ def alignment_text(policy: Policy) -> str:
     return f"{alignment.decay}{strength} {alignment.conv}"
 
 
-def _cells(search: Measurement, holdout: Measurement | None, measured: Set[str]) -> list[str]:
+def _cells(
+    search: Measurement, holdout: Measurement | None, costs: Sequence[Objective]
+) -> list[str]:
     millions = f"{search.flops / 1e6:,.1f}, {search.paper_flops / 1e6:,.1f}"
     cells = [f"{search.flops_ratio:.3f}\n[dim]{millions}", _top1(search)]
     cells.append(_top1(holdout) if holdout else "")
-    if "latency_ratio" in measured:
-        low, high = search.latency_ratio_low, search.latency_ratio_high
-        cells.append(_with_interval(search.latency_ratio, low, high, 3))
-    if "peak_memory_ratio" in measured:
-        mebibytes = search.peak_memory_bytes / 2**20
-        cells.append(f"{search.peak_memory_ratio:.3f}\n[dim]{mebibytes:,.1f}")
+    for cost in costs:
+        if cost.ends:
+            cells.append(_with_interval(*cost.interval(search), 3))
+        else:
+            value = search.value(cost.name) / cost.unit[1]
+            cells.append(f"{getattr(search, cost.share):.3f}\n[dim]{value:,.1f}")
     return cells
 
 
 def _top1(figures: Measurement) -> str:
-    return _with_interval(figures.top1, figures.top1_low, figures.top1_high, 1)
+    return _with_interval(*TOP1.interval(figures), 1)
 
 
 def _with_interval(value: float, low: float, high: float, digits: int) -> str:

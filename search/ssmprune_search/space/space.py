@@ -34,8 +34,10 @@ from ssmprune.policy import (
 from ssmprune.pruning.alignment import find_decay
 from ssmprune.pruning.scorers import find_scorer
 from ssmprune.yamlfile import FilePart, YamlFile, parse
-from ssmprune_search.candidate.measurement import Measurement, Objective
+from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.objective import OBJECTIVES, ObjectiveName
 from ssmprune_search.space.faults import unfit
+from ssmprune_search.space.limits import Limits
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 
@@ -66,7 +68,7 @@ def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
     return layers
 
 
-def _few(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+def _few(objectives: tuple[str, ...]) -> tuple[str, ...]:
     if len(objectives) > MOST_OBJECTIVES:
         got = f"objectives must be at most {MOST_OBJECTIVES}, got {len(objectives)}"
         raise ValueError(Fault(got, "remove those that matter least"))
@@ -161,61 +163,6 @@ class AlignmentChoices(FilePart):
     )
 
 
-class FlopsLimits(FilePart):
-    """Bounds of `flops` over the dense model's; exact before anything runs."""
-
-    min: float = Field(default=0.0, ge=0, lt=1, description="the lowest share, in [0, 1)")
-    max: float = Field(default=1.0, gt=0, description="the highest share, above 0")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> FlopsLimits:
-        if self.min >= self.max:
-            raise ValueError(
-                Fault(f"min must be below max, got {self.min} and {self.max}", "lower min")
-            )
-        return self
-
-
-class Top1Limits(FilePart):
-    """A bound of the accuracy in per cent."""
-
-    min: float = Field(ge=0, lt=100, description="the lowest accuracy in per cent, in [0, 100)")
-
-
-class LatencyLimits(FilePart):
-    """A bound of the latency over the dense model's."""
-
-    max: float = Field(gt=0, description="the highest share, above 0")
-
-
-class MemoryLimits(FilePart):
-    """A bound of the peak memory over the dense model's."""
-
-    max: float = Field(gt=0, description="the highest share, above 0")
-
-
-class Limits(FilePart):
-    """What a candidate must keep to."""
-
-    flops_ratio: FlopsLimits = Field(
-        default=FlopsLimits(), description="bounds of the FLOPs over the dense model's: min, max"
-    )
-    top1: Top1Limits = Field(
-        default=Top1Limits(min=0.0),
-        description="a bound of the accuracy: min; candidates below it never enter the front",
-    )
-    latency_ratio: LatencyLimits | None = Field(
-        default=None,
-        description="a bound of the latency over the dense model's: max; for the objective "
-        "latency_ms; candidates above it never enter the front",
-    )
-    memory_ratio: MemoryLimits | None = Field(
-        default=None,
-        description="a bound of the peak memory over the dense model's: max; for the objective "
-        "peak_memory_bytes; candidates above it never enter the front",
-    )
-
-
 class Schedule(FilePart):
     """A known schedule, tried before the sampler proposes anything.
 
@@ -282,12 +229,11 @@ class SearchSpace(FilePart):
         default=AlignmentChoices(), description="lists of decay, strength and conv"
     )
     objectives: Annotated[
-        tuple[Objective, ...], AfterValidator(_distinct), AfterValidator(_few)
-    ] = _choices(
-        "a list of up to three of top1, flops, latency_ms, peak_memory_bytes", ("top1", "flops")
-    )
+        tuple[ObjectiveName, ...], AfterValidator(_distinct), AfterValidator(_few)
+    ] = _choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
     limits: Limits = Field(
-        default=Limits(), description="bounds of flops_ratio, top1, latency_ratio and memory_ratio"
+        default=Limits(),
+        description="bounds of flops_ratio, top1, latency_ratio and memory_ratio",
     )
     schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
         default=(), description="a list of known schedules to try first"
@@ -338,7 +284,7 @@ class SearchSpace(FilePart):
         faults = [
             *space._reduction_faults(),
             *space._schedule_faults(),
-            *space._limit_faults(),
+            *space.limits.faults(space.objectives),
         ]
         if faults:
             raise SpaceError("\n".join(map(file.told, faults)))
@@ -568,19 +514,11 @@ class SearchSpace(FilePart):
 
     def infeasible(self, flops: int) -> str | None:
         """Why so many FLOPs break the limits, as a sentence; None when they keep to them."""
-        limits, ratio = self.limits.flops_ratio, flops / self.dense_flops
-        if limits.min <= ratio <= limits.max:
-            return None
-        return f"flops_ratio must be in [{limits.min}, {limits.max}], got {ratio:.3f}"
+        return self.limits.infeasible(flops / self.dense_flops)
 
     def admits(self, measurement: Measurement) -> bool:
         """Whether a measured candidate keeps to the limits on what is measured."""
-        latency, memory = self.limits.latency_ratio, self.limits.memory_ratio
-        if latency is not None and measurement.latency_ratio > latency.max:
-            return False
-        if memory is not None and measurement.peak_memory_ratio > memory.max:
-            return False
-        return measurement.top1 >= self.limits.top1.min
+        return self.limits.admits(measurement)
 
     def known_schedules(self) -> list[tuple[str, Policy]]:
         """Names and policies to try first: three equal stages, then the schedules of the file.
@@ -673,19 +611,6 @@ class SearchSpace(FilePart):
                         "remove it",
                         (key,),
                     )
-
-    def _limit_faults(self) -> Iterator[Fault]:
-        measured: dict[str, Objective] = {
-            "latency_ratio": "latency_ms",
-            "memory_ratio": "peak_memory_bytes",
-        }
-        for limit, objective in measured.items():
-            if getattr(self.limits, limit) is not None and objective not in self.objectives:
-                yield Fault(
-                    f"{limit} must have no limit where {objective} is no objective, got one",
-                    f"add {objective} to objectives",
-                    ("limits", limit),
-                )
 
     def _schedule_faults(self) -> Iterator[Fault]:
         for index, schedule in enumerate(self.schedules):

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
-from ssmprune_search.candidate.measurement import Measurement, Objective
+from ssmprune_search.candidate.measurement import Measurement
 
 FALSE_STOPS = 0.05
 """Highest chance that a candidate stops which is as good as its rival on all images."""
@@ -70,7 +70,7 @@ class Cost:
         """The cost of a policy on the model that `config` describes."""
         return cls(count_flops(config, policy).flops, policy.entering_tokens(config))
 
-    def is_within(self, other: Cost, objectives: Sequence[Objective]) -> bool:
+    def is_within(self, other: Cost, objectives: Sequence[str]) -> bool:
         """Whether this costs no more than `other`, in FLOPs and, with it, in latency."""
         if "latency_ms" in objectives and any(
             mine > theirs for mine, theirs in zip(self.tokens, other.tokens, strict=True)
@@ -96,9 +96,7 @@ class Rival:
     correct: Bits
 
 
-def find_rival(
-    rivals: Iterable[Rival], cost: Cost, objectives: Sequence[Objective]
-) -> Rival | None:
+def find_rival(rivals: Iterable[Rival], cost: Cost, objectives: Sequence[str]) -> Rival | None:
     """The rival of a candidate: the best in top1 of those that cost no more, the cheaper of equals.
 
     None where all cost more, and where top1 is no objective.

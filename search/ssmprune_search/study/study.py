@@ -31,6 +31,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ssmprune.errors import RunError, UsageError
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import OBJECTIVES
 from ssmprune_search.candidate.pareto import pruning_key
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
@@ -132,7 +133,9 @@ class Study:
         study = optuna.create_study(
             study_name=store.study,
             storage=store.storage,
-            directions=["maximize" if o == "top1" else "minimize" for o in space.objectives],
+            directions=[
+                "maximize" if OBJECTIVES[o].maximise else "minimize" for o in space.objectives
+            ],
         )
         for name, policy in space.known_schedules():
             _enqueue(study, space.params(policy), f"schedule:{name}", attempt=1)
@@ -345,7 +348,7 @@ class Study:
         if self._sampler_name != "auto":
             return self._sampler_name
         finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
-        signs = [-1 if objective == "top1" else 1 for objective in self.space.objectives]
+        signs = [-1 if OBJECTIVES[o].maximise else 1 for o in self.space.objectives]
         losses = np.full((len(finished), len(signs)), np.inf)
         for row, trial in zip(losses, finished, strict=True):
             if _is_evaluated(trial):

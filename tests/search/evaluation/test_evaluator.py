@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from ssmprune_search.candidate.measurement import LATENCY_BATCH, Measurement, Objective
+from ssmprune_search.candidate.measurement import LATENCY_BATCH, Measurement
 from ssmprune_search.evaluation.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, best_top1
 from ssmprune_search.study.race import Cost, Race, Rival
@@ -30,7 +30,7 @@ PRUNED = Policy(
     stages=(Stage(layer=1, keep_ratio=0.5), Stage(layer=4, keep_ratio=0.7)),
     scorer=Scorer(name="l1"),
 )
-LATENCY: tuple[Objective, ...] = ("top1", "flops", "latency_ms")
+LATENCY: tuple[str, ...] = ("top1", "flops", "latency_ms")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_evaluator(checkpoint: Path):
-    def make(*objectives: Objective, split: str = "search", dense=None) -> ModelEvaluator:
+    def make(*objectives: str, split: str = "search", dense=None) -> ModelEvaluator:
         setting = ModelEvaluators("vim_nano", checkpoint, "digits", "cpu", objectives, 128)
         return setting.open(split, torch.get_num_threads(), dense)
 
@@ -99,7 +99,7 @@ def test_holdout_is_another_set_of_images(make_evaluator) -> None:
 
 
 def test_identity_tells_weights_and_data_apart(checkpoint: Path, tmp_path: Path) -> None:
-    def identity(path: Path, objectives: tuple[Objective, ...] = ("top1",), device: str = "cpu"):
+    def identity(path: Path, objectives: tuple[str, ...] = ("top1",), device: str = "cpu"):
         return ModelEvaluators("vim_nano", path, "digits", device, objectives, 128).identity()
 
     torch.manual_seed(1)
@@ -134,7 +134,7 @@ def test_synthetic_problem_is_best_with_equal_ratios_at_every_layer() -> None:
     assert evaluator(DENSE).top1 == 100.0
 
 
-MEMORY: tuple[Objective, ...] = ("top1", "flops", "peak_memory_bytes")
+MEMORY: tuple[str, ...] = ("top1", "flops", "peak_memory_bytes")
 
 
 def test_peak_memory_is_measured_where_it_is_an_objective(make_evaluator) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ssmprune_search.candidate.measurement import Objective
 from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory
@@ -35,7 +34,7 @@ SPACE: dict[str, Any] = {
 }
 SCHEDULES = 4  # three equal stages with 0.9, 0.8, 0.7, 0.6
 
-PLAIN: tuple[Objective, ...] = ("top1", "flops")
+PLAIN: tuple[str, ...] = ("top1", "flops")
 DENSE = Policy(model="vim_nano", stages=())
 
 evaluate = SyntheticEvaluator("vim_nano", "search")
