@@ -150,7 +150,7 @@ def _study(folder: Path, sampler: str, seed: int) -> Study:
     run.freeze_space(SPACE.read_text())
     Study.create(run.journal_path, run.space)
     run.write_info({"call": {"sampler": sampler, "seed": seed}})
-    study = Study(run, Owner("session", 0, "process"))
+    study = run.study(Owner("session", 0, "process"))
     study.begin_session("session")
     return study
 

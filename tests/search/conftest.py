@@ -133,7 +133,7 @@ def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 },
             }
         )
-        study = Study(run, Owner("session", 0, "process"))
+        study = run.study(Owner("session", 0, "process"))
         study.begin_session("session")
         while suggestion := study.ask(30):
             study.tell(suggestion.trial, evaluators.open("search", 1)(suggestion.policy))

@@ -47,7 +47,7 @@ class Findings:
             outcome: The run.
             measured: Figures of known schedules that reports have measured.
         """
-        study = Study(outcome.run)
+        study = outcome.run.study()
         return cls(
             outcome=outcome,
             counts=study.counts(),

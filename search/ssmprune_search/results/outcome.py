@@ -14,7 +14,6 @@ from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
 from ssmprune_search.results.figure import Picture, draw_figure
 from ssmprune_search.results.table import row, to_csv
 from ssmprune_search.run.directory import RunDirectory
-from ssmprune_search.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Outcome:
         """
         run = RunDirectory.open(path, database)
         dense = run.dense("search")
-        candidates = Study(run).candidates()
+        candidates = run.study().candidates()
         if not candidates:
             remedy = run.remedy("go on with `ssmprune search --resume`")
             raise RunError(

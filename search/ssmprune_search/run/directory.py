@@ -16,9 +16,10 @@ from typing import Any
 from ssmprune.errors import RunError, SpaceError, UsageError
 from ssmprune.extensions import import_modules, recorded
 from ssmprune.files import LOCK, holding, is_held, write_atomically
-from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.storage import Database, Place, without_password
+from ssmprune_search.study.study import Owner, Study
 
 SCHEMA = "ssmprune.run/1"
 
@@ -139,6 +140,15 @@ class RunDirectory:
             ) from None
         return imports
 
+    def study(self, owner: Owner | None = None) -> Study:
+        """The run's study; arguments as for the class.
+
+        Raises:
+            RunError: The journal is damaged, or the database does not answer.
+        """
+        call = self.info["call"]
+        return Study(self.place, self.space, str(call["sampler"]), int(call["seed"]), owner)
+
     def freeze_space(self, text: str) -> None:
         write_atomically(self.space_path, text)
 
@@ -179,3 +189,12 @@ class RunDirectory:
                 f"{self.info_path} has no such figures yet; {remedy}."
             )
         return Measurement.from_dict(figures)
+
+
+def candidates(run_dir: str | Path) -> list[Candidate]:
+    """The evaluated candidates of the run in `run_dir`; reads only, also while a search runs.
+
+    Raises:
+        RunError: The directory holds no run, or its journal is damaged.
+    """
+    return RunDirectory.open(run_dir).study().candidates()

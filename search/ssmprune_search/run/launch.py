@@ -226,11 +226,11 @@ def search(
                 _begin(run, file.text, frozen, warm, identity, call, database)
             here = address is None and not pool.gpus
             _measure_dense(run, evaluators, pool, imports, here=here)
-            with StudyService(Study(run), own_address(address), shown.say) as service:
+            with StudyService(run.study(), own_address(address), shown.say) as service:
                 interrupted = _search(
                     run, service, evaluators, imports, pool, trials, early_stopping, shown
                 )
-        study = Study(run)
+        study = run.study()
         return SearchResult(
             run_dir=run.path,
             trials=trials,
@@ -493,7 +493,7 @@ def _resume(
     message = recover(run.place) if isinstance(run.place, Path) else None
     if message is not None:
         shown.say(message)
-    finished = Study(run).counts().finished
+    finished = run.study().counts().finished
     if call["trials"] < finished:
         raise UsageError(
             f"--trials must be at least {finished}, the candidates that {run.path} has already, "

@@ -26,7 +26,6 @@ from ssmprune.policy import Alignment, Policy, Scorer, Stage
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
-from ssmprune_search.study.study import Study
 
 Choice = TypeVar("Choice")
 
@@ -101,7 +100,7 @@ def _policies(origin: str | Path) -> list[tuple[str, Policy]]:
     if not path.is_dir():
         return [(path.stem, Policy.load(path))]
     run = RunDirectory.open(path)
-    members = front(Study(run).candidates(), run.space.objectives)
+    members = front(run.study().candidates(), run.space.objectives)
     return [(f"{path.name}@{member.trial}", member.policy) for member in members]
 
 

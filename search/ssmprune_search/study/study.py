@@ -21,7 +21,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import OBJECTIVES
 from ssmprune_search.candidate.pareto import pruning_key
-from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.portfolio import choose
 from ssmprune_search.study.race import Bits, Race, Rival, find_rival, pack, unpack
@@ -80,21 +78,30 @@ class Suggestion:
 class Study:
     """One process's view of the study of a run."""
 
-    def __init__(self, run: RunDirectory, owner: Owner | None = None):
+    def __init__(
+        self,
+        place: Place,
+        space: SearchSpace,
+        sampler: str,
+        seed: int,
+        owner: Owner | None = None,
+    ):
         """Open the study.
 
         Args:
-            run: A run that has a study.
+            place: Where it is kept.
+            space: The search space.
+            sampler: Who proposes.
+            seed: Of the sampler.
             owner: Who asks; without one nothing can be asked.
 
         Raises:
             RunError: The journal is damaged, or the database does not answer.
         """
-        call = run.info["call"]
-        self.run = run
-        self.space: SearchSpace = run.space
+        self.place = place
+        self.space = space
         self._owner = owner
-        self._sampler_name, self._seed = str(call["sampler"]), int(call["seed"])
+        self._sampler_name, self._seed = sampler, seed
         self._distributions = self.space.distributions()
         self._rivals: dict[int, Rival | None] = {}
         self._prospects: dict[str, Prospect] = {}
@@ -104,7 +111,7 @@ class Study:
         self._ledger = Ledger(self._source)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self._store = Store(run.place)
+            self._store = Store(place)
             self._study = optuna.load_study(
                 study_name=self._store.study,
                 storage=self._store.storage,
@@ -115,7 +122,7 @@ class Study:
             raise
         except (ValueError, KeyError, AttributeError) as fault:
             raise RunError(
-                f"a study must hold the records of a search, got {run.place}: {fault}; "
+                f"a study must hold the records of a search, got {place}: {fault}; "
                 "restore it from a copy, or begin a new run."
             ) from None
 
@@ -548,15 +555,6 @@ class Study:
     def _close(self, trial: int, kind: str, reason: str) -> None:
         self._set(trial, "closed", {"as": kind, "reason": reason})
         self._study.tell(trial, state=TrialState.FAIL)
-
-
-def candidates(run_dir: str | Path) -> list[Candidate]:
-    """The evaluated candidates of the run in `run_dir`; reads only, also while a search runs.
-
-    Raises:
-        RunError: The directory holds no run, or its journal is damaged.
-    """
-    return Study(RunDirectory.open(run_dir)).candidates()
 
 
 def _enqueue(

@@ -300,7 +300,7 @@ def _has_freed(study: Study, name: str) -> bool:
 
 def _unwritable(study: Study, fault: OSError) -> RunError:
     return RunError(
-        f"a search must be able to write its study, but {study.run.journal_path} "
+        f"a search must be able to write its study, but {study.place} "
         f"cannot be written: {fault.strerror}; make room, and go on with --resume."
     )
 

@@ -23,7 +23,7 @@ from ssmprune_search.run import launch
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.race import Race
-from ssmprune_search.study.study import Owner, Study
+from ssmprune_search.study.study import Owner
 from typer.testing import CliRunner
 
 from ssmprune import Policy, create_model
@@ -76,7 +76,7 @@ def test_a_run_counts_the_classifier_that_it_records(finished_run: Path) -> None
 
 def test_rivals_are_compared_by_the_flops_of_the_searched_model(finished_run: Path) -> None:
     run = with_recorded_classes(finished_run, CLASSES)
-    study = Study(run, Owner("session", 0, "process"))
+    study = run.study(Owner("session", 0, "process"))
     study.begin_session("session")
     suggestion = study.ask(1000)
     assert suggestion is not None

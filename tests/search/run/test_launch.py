@@ -19,9 +19,8 @@ from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
 from ssmprune_search.run import launch
-from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
-from ssmprune_search.study.study import Study, candidates
 
 from ssmprune import Policy
 from ssmprune.errors import RunError, SpaceError, SsmpruneError, UsageError
@@ -83,7 +82,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | N
 def assert_complete(run_dir: Path, trials: int) -> None:
     """Exactly `trials` candidates are finished, all of them different, and nothing is open."""
     found = candidates(run_dir)
-    counts = Study(RunDirectory.open(run_dir)).counts()
+    counts = RunDirectory.open(run_dir).study().counts()
     assert len(found) == counts.evaluated == trials
     assert len({pruning_key(c.policy) for c in found}) == trials
     assert counts.running == counts.waiting == counts.failed == 0
@@ -220,7 +219,7 @@ def test_interrupt_ends_after_the_candidates_under_way(
     wait_for(lambda: evaluated(run_dir) >= 30, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
     assert process.wait(DEADLINE) == 0
-    counts = Study(RunDirectory.open(run_dir)).counts()
+    counts = RunDirectory.open(run_dir).study().counts()
     assert (counts.running, counts.lost, counts.failed) == (0, 0, 0)
     done = counts.finished
     go(space, run_dir, done + 10, resume=True)
@@ -241,7 +240,7 @@ def start(space: Path, run_dir: Path, trials: int) -> subprocess.Popen[bytes]:
 
 def evaluated(run_dir: Path) -> int:
     try:
-        return Study(RunDirectory.open(run_dir)).counts().evaluated
+        return RunDirectory.open(run_dir).study().counts().evaluated
     except RunError:  # it has not begun yet
         return 0
 
@@ -391,7 +390,7 @@ def test_search_in_which_everything_fails_says_why(
     evaluators = FailingEvaluators("vim_nano")
     with pytest.raises(RunError, match="all 6 failed, the first with: ArithmeticError: logits are"):
         go(space, tmp_path / "run", 6, workers=1, evaluators=evaluators)
-    assert Study(RunDirectory.open(tmp_path / "run")).counts().failed == 6
+    assert RunDirectory.open(tmp_path / "run").study().counts().failed == 6
 
 
 def test_search_of_a_small_space_ends_when_it_is_exhausted(

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.run.directory import RunDirectory
-from ssmprune_search.study.study import Study, candidates
+from ssmprune_search.run.directory import RunDirectory, candidates
 
 from ssmprune.errors import RunError
 
@@ -57,7 +56,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def evaluated(run_dir: Path) -> int:
     try:
-        return Study(RunDirectory.open(run_dir)).counts().evaluated
+        return RunDirectory.open(run_dir).study().counts().evaluated
     except RunError:  # it has not begun yet
         return 0
 
@@ -154,7 +153,7 @@ def test_killed_search_is_whole_in_the_end(
     finally:
         end(resumed)
     found = candidates(run_dir)
-    counts = Study(RunDirectory.open(run_dir)).counts()
+    counts = RunDirectory.open(run_dir).study().counts()
     assert len(before) >= reached
     assert before.items() <= {c.trial: c.search for c in found}.items()
     assert len(found) == counts.evaluated == trials
@@ -175,5 +174,5 @@ def test_killed_search_is_whole_in_the_end(
 
 def records(run_dir: Path) -> list[tuple[float, float]]:
     """The values of all trials that have any, as Optuna has stored them."""
-    trials = Study(RunDirectory.open(run_dir)).trials()
+    trials = RunDirectory.open(run_dir).study().trials()
     return [(trial.values[0], trial.values[1]) for trial in trials if trial.values]

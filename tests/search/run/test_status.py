@@ -36,7 +36,7 @@ STANDING = Standing(
 
 def test_observer_sees_what_the_outcome_tells(finished_run: Path) -> None:
     outcome = Outcome.read(finished_run)
-    found = Observer(outcome.dense, 40, 2).look(Study(RunDirectory.open(finished_run)), 1)
+    found = Observer(outcome.dense, 40, 2).look(RunDirectory.open(finished_run).study(), 1)
     assert found.hypervolume == outcome.hypervolume()
     assert found.members == len(outcome.members)
     assert (found.counts.evaluated, found.trials) == (30, 40)
@@ -46,7 +46,7 @@ def test_observer_sees_what_the_outcome_tells(finished_run: Path) -> None:
 def test_rate_is_that_of_the_last_minute(
     finished_run: Path, dense: Measurement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, now = Study(RunDirectory.open(finished_run)), [0.0]
+    study, now = RunDirectory.open(finished_run).study(), [0.0]
     monkeypatch.setattr(standing.time, "monotonic", lambda: now[0])
     observer = Observer(dense, 100, 2)
     found = []

@@ -10,10 +10,10 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.storage import Database, Place, Store, move, without_password
-from ssmprune_search.study.study import Owner, Study, candidates
+from ssmprune_search.study.study import Owner, Study
 
 from ssmprune.errors import RunError, UsageError
 
@@ -49,7 +49,7 @@ def record(run: RunDirectory, place: Place) -> None:
 
 
 def session(run: RunDirectory, name: str, process: str = "p") -> Study:
-    study = Study(run, Owner(name, 0, process))
+    study = run.study(Owner(name, 0, process))
     study.begin_session(name)
     return study
 
@@ -70,18 +70,18 @@ def test_search_goes_the_same_way_in_a_database_also_when_resumed(tmp_path: Path
     run_to(session(database, "a"), 28)
     run_to(session(database, "b"), 34)
     assert candidates(database.path) == candidates(journal.path)
-    assert Study(database).counts() == Study(journal).counts()
+    assert database.study().counts() == journal.study().counts()
 
 
 def test_lost_candidate_is_queued_again_and_told_once(run: RunDirectory) -> None:
     study = session(run, "a", "first")
     lost = study.ask(5)
     assert lost is not None
-    again = Study(run, Owner("a", 0, "second"))
+    again = run.study(Owner("a", 0, "second"))
     assert again.take_over() == 1
     run_to(again, 5)
     assert not study.tell(lost.trial, replace(evaluate(lost.policy), top1=1.0))
-    assert Study(run).counts() == Counts(evaluated=5, lost=1)
+    assert run.study().counts() == Counts(evaluated=5, lost=1)
     assert lost.policy in [candidate.policy for candidate in candidates(run.path)]
 
 
@@ -94,7 +94,7 @@ def test_holdout_and_failures_are_kept(run: RunDirectory) -> None:
     assert suggestion is not None
     study.fail(suggestion.trial, "no reason")
     assert [c.holdout for c in candidates(run.path)] == [None, None, figures, None]
-    assert Study(run).failures() == [(suggestion.trial, "no reason")]
+    assert run.study().failures() == [(suggestion.trial, "no reason")]
 
 
 def test_study_that_moves_there_and_back_goes_on_as_if_it_had_stayed(tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_study_that_the_database_lacks_is_told(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", True)
     record(run, Database(f"sqlite:///{tmp_path}/run/study.db", "another"))
     with pytest.raises(RunError, match="another in sqlite"):
-        Study(run)
+        run.study()

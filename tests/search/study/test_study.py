@@ -14,13 +14,13 @@ import pytest
 import yaml
 from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.portfolio import ARMS
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.samplers import SAMPLERS, make_sampler
 from ssmprune_search.study.screening import LEARNT, SCREENED
-from ssmprune_search.study.study import Owner, Study, Suggestion, candidates
+from ssmprune_search.study.study import Owner, Study, Suggestion
 
 from ssmprune import Policy
 from ssmprune.errors import RunError, UsageError
@@ -55,11 +55,11 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 
 def worker(run: RunDirectory, number: int = 0, process: str = "p", session: str = "s") -> Study:
-    return Study(run, Owner(session, number, process))
+    return run.study(Owner(session, number, process))
 
 
 def begin(run: RunDirectory, session: str = "s") -> Study:
-    driver = Study(run)
+    driver = run.study()
     driver.begin_session(session)
     return driver
 
@@ -305,10 +305,10 @@ def test_begin_session_queues_what_a_dead_driver_left(make_run: MakeRun) -> None
     begin(run, "old")
     for number in range(2):
         assert worker(run, number, session="old").ask(10) is not None
-    assert Study(run).begin_session("new") == 2
+    assert run.study().begin_session("new") == 2
     done = run_to(worker(run, session="new"), 10)
     assert len(done) == len(set(keys(done))) == 10
-    assert Study(run).counts() == Counts(evaluated=10, lost=2, duplicate=0)
+    assert run.study().counts() == Counts(evaluated=10, lost=2, duplicate=0)
 
 
 def test_worker_that_died_while_it_asked_loses_no_schedule(

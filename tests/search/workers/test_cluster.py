@@ -15,9 +15,8 @@ import pytest
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
-from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
-from ssmprune_search.study.study import Study, candidates
 
 from ssmprune import Policy
 from ssmprune.errors import UsageError
@@ -155,7 +154,7 @@ def beside(action: Callable[[], None]) -> Iterator[None]:
 
 def assert_complete(result: SearchResult, trials: int, database: str | None = None) -> None:
     """Exactly `trials` candidates are finished, all of them different, and nothing is open."""
-    study = Study(RunDirectory.open(result.run_dir, database))
+    study = RunDirectory.open(result.run_dir, database).study()
     counts, found = study.counts(), study.candidates()
     assert len(found) == counts.evaluated == trials
     assert len({pruning_key(c.policy) for c in found}) == trials

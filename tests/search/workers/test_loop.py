@@ -14,10 +14,10 @@ from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.evaluator import Evaluator
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
-from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
 from ssmprune_search.study.records import Counts
-from ssmprune_search.study.study import Study, candidates
+from ssmprune_search.study.study import Study
 from ssmprune_search.workers import loop as worker
 from ssmprune_search.workers.loop import Job, work
 
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> RunDirectory:
             "dense": {"search": dense, "holdout": dense},
         }
     )
-    Study(run).begin_session("s")
+    run.study().begin_session("s")
     return run
 
 
@@ -70,7 +70,7 @@ def job(run: RunDirectory, evaluate: Evaluator = free) -> Job:
 def test_work_ends_when_enough_are_finished(run: RunDirectory) -> None:
     reports: list[dict[str, int]] = []
     work(job(run), 0, reports.append)
-    assert Study(run).counts().finished == 12
+    assert run.study().counts().finished == 12
     assert reports == [{"told": 12}]
 
 
@@ -88,10 +88,10 @@ def test_failing_evaluation_is_recorded_and_the_search_goes_on(run: RunDirectory
         return free(policy)
 
     work(job(run, evaluate), 0, lambda _: None)
-    counts = Study(run).counts()
+    counts = run.study().counts()
     assert counts.finished == 12
     assert counts.failed > 0
-    assert {reason for _, reason in Study(run).failures()} == {"ValueError: no l2 today"}
+    assert {reason for _, reason in run.study().failures()} == {"ValueError: no l2 today"}
 
 
 def test_nan_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
@@ -99,7 +99,7 @@ def test_nan_is_recorded_and_the_search_goes_on(run: RunDirectory) -> None:
         return replace(free(policy), top1=math.nan if policy.stages[0].layer == 1 else 50.0)
 
     work(job(run, evaluate), 0, lambda _: None)
-    counts = Study(run).counts()
+    counts = run.study().counts()
     assert (counts.finished, counts.failed > 0) == (12, True)
 
 
@@ -109,9 +109,9 @@ def test_restarted_worker_does_what_it_left_open(run: RunDirectory) -> None:
 
     with pytest.raises(SystemExit):
         work(job(run, die), 0, lambda _: None)
-    assert Study(run).counts().running == 1
+    assert run.study().counts().running == 1
     work(job(run), 0, lambda _: None)
-    assert Study(run).counts() == replace(Counts(evaluated=12, lost=1), **_proposals(run))
+    assert run.study().counts() == replace(Counts(evaluated=12, lost=1), **_proposals(run))
 
 
 def test_worker_leaves_alone_what_another_one_evaluates(run: RunDirectory) -> None:
@@ -122,12 +122,12 @@ def test_worker_leaves_alone_what_another_one_evaluates(run: RunDirectory) -> No
         work(job(run, die), 0, lambda _: None)
     other = threading.Thread(target=work, args=(job(run), 1, lambda _: None))
     other.start()
-    while (counts := Study(run).counts()).evaluated < 11:
+    while (counts := run.study().counts()).evaluated < 11:
         assert other.is_alive()
     assert counts.running == 1  # the other one waits for it, and takes it once it is lost
-    Study(run).close_lost(lambda owner: owner.worker == 0)
+    run.study().close_lost(lambda owner: owner.worker == 0)
     other.join()
-    assert Study(run).counts().evaluated == 12
+    assert run.study().counts().evaluated == 12
 
 
 def test_workers_share_the_front_for_the_holdout(run: RunDirectory) -> None:
@@ -157,13 +157,13 @@ def test_dominated_candidates_stop_only_where_they_race(
     run: RunDirectory, early_stopping: bool
 ) -> None:
     work(replace(job(run, racing), early_stopping=early_stopping), 0, lambda _: None)
-    counts = Study(run).counts()
+    counts = run.study().counts()
     assert counts.finished == 12
     assert (counts.stopped > 0) == early_stopping
-    images = {candidate.search.images for candidate in Study(run).candidates()}
+    images = {candidate.search.images for candidate in run.study().candidates()}
     assert images == {100}
 
 
 def _proposals(run: RunDirectory) -> dict[str, int]:
-    counts = Study(run).counts()
+    counts = run.study().counts()
     return {"duplicate": counts.duplicate, "infeasible": counts.infeasible}

@@ -101,7 +101,7 @@ def test_no_candidate_fails_or_is_told_twice(
     storage = {"url": place.url, "study": place.study}
     run.write_info({"call": {"sampler": "random", "seed": 0}, "storage": storage})
     killed = 0
-    with StudyService(Study(run), "127.0.0.1", print) as service:
+    with StudyService(run.study(), "127.0.0.1", print) as service:
         for session in range(outages):
             service.use(lambda study, name=f"s{session}": study.begin_session(name))
             stop = threading.Timer(chance.uniform(0.2, 2), outage, (postgres, seconds))

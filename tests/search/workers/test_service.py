@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> RunDirectory:
     run.freeze_space(SPACE)
     Study.create(run.journal_path, run.space)
     run.write_info({"call": {"sampler": "nsga2", "seed": 0}})
-    Study(run).begin_session("s")
+    run.study().begin_session("s")
     return run
 
 
@@ -55,7 +55,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def service(run: RunDirectory, said: list[str]) -> Iterator[StudyService]:
-    with StudyService(Study(run), "127.0.0.1", said.append) as service:
+    with StudyService(run.study(), "127.0.0.1", said.append) as service:
         yield service
 
 
@@ -83,7 +83,7 @@ def test_workers_search_and_measure_the_holdout_over_their_connections(
     )
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda number: work(job, number, lambda _: None), range(4)))
-    study = Study(run)
+    study = run.study()
     assert study.counts().evaluated == 40
     members = front(study.candidates(), study.space.objectives)
     assert sum(m.holdout is not None for m in members) >= len(members) // 4
@@ -238,7 +238,7 @@ def test_full_disk_ends_the_search_and_loses_nothing_that_was_told(
         study.ask(20)
     with pytest.raises(RunError, match="No space left"):
         service.use(Study.counts)
-    again = Study(run, Owner("again", 0, "p"))
+    again = run.study(Owner("again", 0, "p"))
     assert again.counts().evaluated == 6
     assert again.begin_session("again") == 1
     while suggestion := again.ask(20):
@@ -256,8 +256,8 @@ def test_what_was_told_goes_to_the_disk_while_the_study_is_used(
         synced.append(os.fstat(handle).st_size)
 
     monkeypatch.setattr("ssmprune_search.study.journal.os.fsync", sync)
-    Study(run).begin_session("s")
-    with StudyService(Study(run), "127.0.0.1", print) as service:
+    run.study().begin_session("s")
+    with StudyService(run.study(), "127.0.0.1", print) as service:
         study = worker(service, 0)
         for _ in range(5):  # none of which waits for the disk
             tell(study, study.ask(20))
@@ -282,7 +282,7 @@ def refuse(*_: object) -> int:
 
 
 def test_closed_service_writes_nothing_more(run: RunDirectory) -> None:
-    with StudyService(Study(run), "127.0.0.1", print) as service:
+    with StudyService(run.study(), "127.0.0.1", print) as service:
         study = worker(service, 0)
         open_trial = study.ask(5)
     journal = run.journal_path.read_bytes()
