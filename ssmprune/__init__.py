@@ -39,6 +39,7 @@ _WITH_TORCH = {
     "evaluate": "ssmprune.measure.accuracy",
     "export_onnx": "ssmprune.export",
     "profile": "ssmprune.measure.profile",
+    "search": "ssmprune_search.run.launch",
 }
 
 _timm_registry.file_models()

@@ -296,6 +296,18 @@ def test_relative_paths_hold_from_any_directory(
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_module_of_the_users_that_is_called_search_is_left_alone(
+    space: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "search.py").write_text("raise SystemExit('a script of the user was run')\n")
+    call = [sys.executable, "-c", "from ssmprune_search.cli import main; main()", "search"]
+    words = [space.name, "--out", "run", "--trials", "2", "--workers", "1", "--no-early-stopping"]
+    done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(candidates(tmp_path / "run")) == 2
+
+
 def test_existing_directory_is_not_overwritten(space: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("all of it")
