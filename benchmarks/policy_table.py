@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ssmprune_search.candidate.pareto import pruning_key
-from ssmprune_search.space.space import SearchSpace
 
 from ssmprune.data import ImageSet, open_images
 from ssmprune.measure.accuracy import correct
@@ -25,6 +23,8 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.factory import create_model
 from ssmprune.policy import Alignment, Policy, Stage
 from ssmprune.pruning.apply import apply_policy
+from ssmprune_search.candidate.pareto import pruning_key
+from ssmprune_search.space.space import SearchSpace
 
 FOLDER = Path(__file__).parent / "recorded"
 SPACE = FOLDER / "space.yaml"

@@ -1,7 +1,7 @@
 """Memory of a search's worker over 200 candidates: what is kept of the dense prefix is bounded.
 
-In a process of its own; candidates are drawn at random from the shipped model's space and see all
-search images, under bfloat16 autocast too.
+In a process of its own; candidates are drawn at random from the shipped model's space and see the
+first search images, under bfloat16 autocast too.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from ssmprune_search.evaluation.evaluator import PREFIX_BYTES, ModelEvaluators
-from ssmprune_search.run.launch import find_checkpoint
-from ssmprune_search.space.space import SearchSpace
+import torch
 
 from benchmarks.record import apart
+from ssmprune.data import open_images
+from ssmprune_search.evaluation.evaluator import PREFIX_BYTES, ModelEvaluator, ModelEvaluators
+from ssmprune_search.run.launch import find_checkpoint
+from ssmprune_search.space.space import SearchSpace
 
 TITLE = "Resident memory of a worker after so many candidates, MiB"
 SPACE = Path(__file__).parents[1] / "spaces" / "vim_nano.yaml"
 CANDIDATES = 200
 EVERY = 25
+IMAGES = 256
 _MIB = 2**20
 
 
@@ -31,7 +34,17 @@ def memory(amp: bool) -> dict[str, Any]:
     evaluators = ModelEvaluators(
         space.model, checkpoint, "digits", "cpu", ("top1", "flops"), 128, amp
     )
-    evaluate = evaluators.open("search", 2)
+    torch.set_num_threads(2)
+    model = evaluators.load()
+    images = open_images(
+        "digits",
+        "search",
+        image_size=model.config.image_size,
+        channels=model.config.channels,
+        batch_size=128,
+        limit=IMAGES,
+    )
+    evaluate = ModelEvaluator(evaluators, model, images.resident("cpu"), None)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     resident: dict[str, float] = {}
     for number in range(1, CANDIDATES + 1):

@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.pareto import select
-from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
-from ssmprune_search.run.launch import search
-
 from benchmarks.record import RESULTS
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, Scorer, Stage
+from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.pareto import select
+from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
+from ssmprune_search.run.launch import search
 
 TITLE = "Searched and hand-picked policies, top-1 on the holdout in per cent"
 MODEL = "vim_nano"

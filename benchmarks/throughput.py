@@ -21,6 +21,7 @@ from optuna.trial import FixedTrial
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
+
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.launch import search
 from ssmprune_search.space.space import SearchSpace

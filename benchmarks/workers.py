@@ -32,14 +32,14 @@ from optuna.storages import (
 )
 from optuna.trial import FixedTrial
 from ray.cluster_utils import Cluster
+
+from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.launch import search
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.journal import JournalFile
 from ssmprune_search.study.race import Race
-
-from ssmprune.policy import Policy
 
 TITLE = "Workers on a Ray cluster of four nodes on this machine, evaluations that sleep"
 NODES = 4

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from ssmprune_search.cli import LIBRARY_COMMANDS, app
 from typer.testing import CliRunner
 
 import ssmprune.cli
@@ -23,6 +22,7 @@ from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.scan.mamba_ssm import scan_failure
 from ssmprune.training import TrainResult, load_recipe
+from ssmprune_search.cli import LIBRARY_COMMANDS, app
 
 POLICY = """\
 schema: ssmprune.policy/1

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ssmprune_search.cli import app
 from typer.testing import CliRunner
 
 from ssmprune import Policy
 from ssmprune.errors import PolicyError, UsageError
 from ssmprune.extensions import absolute, import_modules
 from ssmprune.registry import Registry
+from ssmprune_search.cli import app
 from tests.conftest import ROOT
 from tests.extension_code import MODELS, POLICY, SCORERS, install, write_module
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 
 from ssmprune.errors import RunError, UsageError
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 
 import ray  # isort: skip
 from ssmprune_search.run.launch import search  # isort: skip

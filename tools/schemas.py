@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 from pydantic import BaseModel
-from ssmprune_search.space.space import SearchSpace
 
 import ssmprune
 from ssmprune.files import write_atomically
 from ssmprune.policy import Policy
+from ssmprune_search.space.space import SearchSpace
 from tools.reference import reference_text
 
 FOLDER = Path(ssmprune.__file__).parent / "schemas"

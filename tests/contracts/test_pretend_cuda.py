@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.evaluation.evaluator import ModelEvaluator, ModelEvaluators
 from torch import Tensor
 
 from ssmprune.data import open_images, open_stream
@@ -28,6 +26,8 @@ from ssmprune.pruning.kept import kept_patches
 from ssmprune.pruning.scorers import scorers
 from ssmprune.training import TrainSettings
 from ssmprune.training.trainer import Trainer, dense_copy
+from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.evaluation.evaluator import ModelEvaluator, ModelEvaluators
 from tests.contracts.conftest import FAMILIES
 from tests.pretend import DEVICE, pretended_cuda
 

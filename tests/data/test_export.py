@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from ssmprune_search.cli import app
-from ssmprune_search.results.outcome import Outcome
 from typer.testing import CliRunner
 
 from ssmprune import create_model, evaluate
@@ -21,6 +19,8 @@ from ssmprune.errors import FileError, UsageError
 from ssmprune.measure.accuracy import correct
 from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.models.zoo import find_config
+from ssmprune_search.cli import app
+from ssmprune_search.results.outcome import Outcome
 
 SHAPE = {
     "image_size": (48, 48),

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from ssmprune import Policy, create_model
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study.study import Owner, Study
-
-from ssmprune import Policy, create_model
 
 SPACE = """\
 schema: ssmprune.space/1

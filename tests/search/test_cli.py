@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from ssmprune_search.cli import app
-from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.run.directory import RunDirectory
 from typer.testing import CliRunner
 
 from ssmprune import Policy
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
+from ssmprune_search.cli import app
+from ssmprune_search.results.outcome import Outcome
+from ssmprune_search.run.directory import RunDirectory
 
 
 def call(*arguments: object) -> Any:

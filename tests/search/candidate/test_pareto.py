@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key, select
 
 from ssmprune import Policy, SsmpruneError
+from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key, select
 
 DENSE_FLOPS = 1000
 ALL: tuple[str, ...] = ("top1", "flops", "latency_ms")

@@ -12,10 +12,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from ssmprune_search.candidate.measurement import LATENCY_BATCH, Measurement
-from ssmprune_search.evaluation.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
-from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, best_top1
-from ssmprune_search.study.race import Cost, Race, Rival
 
 from ssmprune import Policy, create_model
 from ssmprune.data import Batch, open_images
@@ -23,6 +19,10 @@ from ssmprune.errors import CheckpointError, UsageError
 from ssmprune.measure.accuracy import correct, evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.policy import Scorer, Stage
+from ssmprune_search.candidate.measurement import LATENCY_BATCH, Measurement
+from ssmprune_search.evaluation.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, best_top1
+from ssmprune_search.study.race import Cost, Race, Rival
 
 DENSE = Policy(model="vim_nano", stages=())
 PRUNED = Policy(

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
+from ssmprune import Policy
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.evaluator import ModelEvaluators
 from ssmprune_search.evaluation.out_of_memory import Sparing
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.study.race import Race
-
-from ssmprune import Policy
 
 DENSE = Policy(model="vim_nano", stages=())
 PRUNED = Policy.model_validate({"model": "vim_nano", "stages": [{"layer": 1, "keep_count": 30}]})

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from ssmprune_search.evaluation.prefix import FromBlock, Piece, PrefixCache
 from torch import Tensor
 
 from ssmprune import Policy, apply_policy, create_model
 from ssmprune.models.backbone import Backbone
 from ssmprune.policy import Stage
+from ssmprune_search.evaluation.prefix import FromBlock, Piece, PrefixCache
 
 DEPTH = 8
 SIZES = (3, 2, 4)

@@ -12,7 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
 import ssmprune_search.report
+from ssmprune import Policy
+from ssmprune.errors import RunError
+from ssmprune.models.zoo import model_names
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.cli import app
@@ -22,11 +27,6 @@ from ssmprune_search.report.references import PUBLISHED_TOP1, find_smaller_model
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
-from typer.testing import CliRunner
-
-from ssmprune import Policy
-from ssmprune.errors import RunError
-from ssmprune.models.zoo import model_names
 
 FIGURES = ("front", "hypervolume", "schedules", "choices", "importance")
 

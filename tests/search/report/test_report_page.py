@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import ssmprune_search.report
 from ssmprune_search.evaluation.evaluator import ModelEvaluators
 from ssmprune_search.report.samples import SAMPLES, Bench

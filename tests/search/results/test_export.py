@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ssmprune_search.results.export import annotate, file_name, write_policies
-from ssmprune_search.results.outcome import Outcome
 
 import ssmprune
 from ssmprune.errors import FileError, UsageError
+from ssmprune_search.results.export import annotate, file_name, write_policies
+from ssmprune_search.results.outcome import Outcome
 
 
 @pytest.fixture

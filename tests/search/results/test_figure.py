@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from PIL import Image
+
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.results.figure import Picture, draw_figure
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ssmprune_search.results.recovery
 import torch
+from typer.testing import CliRunner
+
+import ssmprune_search.results.recovery
+from ssmprune.errors import RunError, UsageError
+from ssmprune.measure.accuracy import Accuracy
+from ssmprune.training import TrainResult
 from ssmprune_search.cli import app
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.results.recovery import Recovered, Recovery, recover
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study.storage import Database, move, without_password
-from typer.testing import CliRunner
-
-from ssmprune.errors import RunError, UsageError
-from ssmprune.measure.accuracy import Accuracy
-from ssmprune.training import TrainResult
 
 MEMBER = Recovered(
     trial=3,

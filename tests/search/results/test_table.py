@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
-from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.results.table import COLUMNS, row, to_csv, to_table
 
 from ssmprune import Policy
+from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.results.table import COLUMNS, row, to_csv, to_table
 
 MakeCandidate = Callable[..., Candidate]
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.run.directory import RunDirectory
 
 from ssmprune.errors import RunError
 from ssmprune.training.directory import TrainDirectory
+from ssmprune_search.results.outcome import Outcome
+from ssmprune_search.run.directory import RunDirectory
 
 COME_AND_GO = """
 import sys

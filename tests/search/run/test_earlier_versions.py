@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import to_csv
-from ssmprune_search.run.directory import candidates
 
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
+from ssmprune_search.results.outcome import Outcome
+from ssmprune_search.results.table import to_csv
+from ssmprune_search.run.directory import candidates
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 

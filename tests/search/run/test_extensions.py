@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ssmprune_search.run.directory import RunDirectory
 
 from ssmprune.errors import SpaceError
+from ssmprune_search.run.directory import RunDirectory
 from tests.extension_code import MODELS, SCORERS, install, write_module
 from tests.test_extensions import CLI, python, refused, told
 

@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
+
+from ssmprune import Policy, create_model
+from ssmprune.errors import RunError
+from ssmprune.measure.flops import count_flops
+from ssmprune.models.configs import with_classes
+from ssmprune.models.zoo import find_config
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.cli import app
 from ssmprune_search.evaluation.evaluator import ModelEvaluators
@@ -24,13 +31,6 @@ from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.race import Race
 from ssmprune_search.study.study import Owner
-from typer.testing import CliRunner
-
-from ssmprune import Policy, create_model
-from ssmprune.errors import RunError
-from ssmprune.measure.flops import count_flops
-from ssmprune.models.configs import with_classes
-from ssmprune.models.zoo import find_config
 
 CLASSES = 37
 MODEL = "vim_tiny_patch16_224"

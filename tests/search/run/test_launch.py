@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssmprune import Policy
+from ssmprune.errors import RunError, SpaceError, SsmpruneError, UsageError
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
 from ssmprune_search.run import launch
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
-
-from ssmprune import Policy
-from ssmprune.errors import RunError, SpaceError, SsmpruneError, UsageError
 
 import ray  # isort: skip
 from ssmprune_search.run.launch import SearchResult, search  # isort: skip

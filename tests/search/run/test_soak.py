@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssmprune.errors import RunError
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
-
-from ssmprune.errors import RunError
 
 RUNS = int(os.environ.get("SSMPRUNE_SOAK", "6"))
 TRIALS = 400

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.run import progress
@@ -18,7 +20,6 @@ from ssmprune_search.run.status import Observer, Standing, best_by_flops
 from ssmprune_search.run.tensorboard import Board
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
 

@@ -9,15 +9,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
-from ssmprune_search.candidate.pareto import pruning_key
-from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.run.warm_start import adapt, warm_start
-from ssmprune_search.space.space import SearchSpace
 
 from ssmprune import Policy
 from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Stage
+from ssmprune_search.candidate.pareto import pruning_key
+from ssmprune_search.results.outcome import Outcome
+from ssmprune_search.run.warm_start import adapt, warm_start
+from ssmprune_search.space.space import SearchSpace
 
 PER_LAYER = {"per": "layer", "layers": [1, 3, 5], "low": 0.5, "step": 0.1}
 PER_SCHEDULE = {**PER_LAYER, "per": "schedule"}

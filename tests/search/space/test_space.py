@@ -12,10 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FixedTrial
-from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.space.file import SpaceFile
-from ssmprune_search.space.space import SearchSpace
 
 from ssmprune import Policy
 from ssmprune.errors import SpaceError
@@ -24,6 +20,10 @@ from ssmprune.models import zoo
 from ssmprune.models.zoo import find_config, model_names
 from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault
 from ssmprune.pruning.scorers import scorers as registered
+from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
+from ssmprune_search.space.file import SpaceFile
+from ssmprune_search.space.space import SearchSpace
 
 SHIPPED = sorted((Path(__file__).parents[3] / "spaces").glob("*.yaml"))
 MINIMAL = {

@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from ssmprune_search.study.journal import JournalFile, recover
 
 from ssmprune.errors import RunError
+from ssmprune_search.study.journal import JournalFile, recover
 
 
 def records(path: Path) -> list[int]:

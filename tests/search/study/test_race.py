@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from benchmarks.policy_table import PolicyTable
+from ssmprune import Policy
 from ssmprune_search.candidate.measurement import Candidate
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
@@ -28,9 +31,6 @@ from ssmprune_search.study.race import (
     sign_test,
     unpack,
 )
-
-from benchmarks.policy_table import PolicyTable
-from ssmprune import Policy
 
 PLAIN: tuple[str, ...] = ("top1", "flops")
 TIMED: tuple[str, ...] = ("top1", "flops", "latency_ms")

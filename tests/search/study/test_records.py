@@ -7,10 +7,10 @@ from datetime import datetime
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.study.records import Counts, Ledger, candidate_key
 
 from ssmprune import Policy
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
+from ssmprune_search.study.records import Counts, Ledger, candidate_key
 
 POLICY = Policy(model="vim_nano", stages=())
 MEASURED = SyntheticEvaluator("vim_nano", "search")(POLICY).to_dict()

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.study.race import Cost, Rival
-from ssmprune_search.study.screening import Promise, Seen
-from ssmprune_search.study.surrogate import Prospect, Surrogate, expected_gain
 
 from benchmarks.policy_table import PolicyTable
 from ssmprune import Policy
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Scorer, Stage
+from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
+from ssmprune_search.study.race import Cost, Rival
+from ssmprune_search.study.screening import Promise, Seen
+from ssmprune_search.study.surrogate import Prospect, Surrogate, expected_gain
 
 FIGURES = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stages=()))
 COLUMNS = 10

@@ -9,13 +9,13 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.storages import JournalStorage
+
+from ssmprune.errors import RunError, UsageError
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.storage import Database, Place, Store, move, without_password
 from ssmprune_search.study.study import Owner, Study
-
-from ssmprune.errors import RunError, UsageError
 
 SPACE = """
 schema: ssmprune.space/1

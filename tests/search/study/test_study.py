@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from ssmprune import Policy
+from ssmprune.errors import RunError, UsageError
+from ssmprune.policy import Alignment, Stage
 from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
@@ -21,10 +25,6 @@ from ssmprune_search.study.records import Counts
 from ssmprune_search.study.samplers import SAMPLERS, make_sampler
 from ssmprune_search.study.screening import LEARNT, SCREENED
 from ssmprune_search.study.study import Owner, Study, Suggestion
-
-from ssmprune import Policy
-from ssmprune.errors import RunError, UsageError
-from ssmprune.policy import Alignment, Stage
 
 SPACE: dict[str, Any] = {
     "schema": "ssmprune.space/1",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssmprune import Policy
+from ssmprune.errors import UsageError
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
-
-from ssmprune import Policy
-from ssmprune.errors import UsageError
 from tests.ray_nodes import Nodes, wait_for
 
 import ray  # isort: skip

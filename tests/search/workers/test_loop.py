@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from ssmprune import Policy
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.evaluator import Evaluator
@@ -20,8 +22,6 @@ from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
 from ssmprune_search.workers import loop as worker
 from ssmprune_search.workers.loop import Job, work
-
-from ssmprune import Policy
 
 SPACE = """
 schema: ssmprune.space/1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ssmprune_search.candidate.pareto import pruning_key
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study.storage import Database

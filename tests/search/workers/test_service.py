@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
+
+from ssmprune import Policy
+from ssmprune.errors import RunError
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
@@ -22,9 +25,6 @@ from ssmprune_search.study import storage
 from ssmprune_search.study.study import Owner, Study, Suggestion
 from ssmprune_search.workers.loop import Job, work
 from ssmprune_search.workers.service import StudyClosed, StudyService
-
-from ssmprune import Policy
-from ssmprune.errors import RunError
 
 SPACE = """
 schema: ssmprune.space/1
