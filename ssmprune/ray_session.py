@@ -185,7 +185,7 @@ def _python_of_workers() -> dict[str, str] | None:
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, **_QUIET)
+        ray.init(address=address, runtime_env=_python_of_workers(), **_QUIET)
     except (ConnectionError, ValueError, RuntimeError, RayError) as fault:
         if "InvalidAuthToken" in f"{fault} {fault.__cause__}":
             raise _refused_token(address) from None

@@ -18,6 +18,7 @@ import pytest
 
 from ssmprune import Policy
 from ssmprune.errors import RunError, SpaceError, SsmpruneError, UsageError
+from ssmprune.ray_session import running_ray
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
@@ -52,9 +53,8 @@ pytestmark = [
 def ray_here() -> Iterator[None]:
     """One Ray for all searches of this file; each start of its own would take seconds."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with running_ray(None, workers=2):
+        yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
