@@ -270,9 +270,9 @@ def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for side in (height, width):
-        if not 1 <= side <= MOST_PIXELS:
+        if side > MOST_PIXELS:
             raise UsageError(
-                f"image_size must be from 1 to {MOST_PIXELS} pixels, got {side} in "
+                f"image_size must be at most {MOST_PIXELS} pixels, got {side} in "
                 f"{height} x {width}."
             )
         if not config.fits(side):

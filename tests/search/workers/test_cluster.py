@@ -162,6 +162,15 @@ def assert_complete(result: SearchResult, trials: int, database: str | None = No
     assert all(member.holdout is not None for member in result.front)
 
 
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever a user's other clusters want
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes = Nodes()
+    yield nodes
+    nodes.end()
+
+
 @pytest.mark.slow
 def test_search_survives_a_node_and_uses_one_that_joins(
     nodes: Nodes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def job(run: RunDirectory, evaluate: Evaluator = free) -> Job:
     dense = {split: run.dense(split) for split in ("search", "holdout")}
-    open_study = partial(Study, run)
+    open_study = run.study
     return Job(open_study, "s", 12, Evaluators(evaluate), dense, workers=2, threads=1)
 
 
