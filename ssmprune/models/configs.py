@@ -272,7 +272,7 @@ def with_image_size(config: Config, image_size: int | tuple[int, int]) -> Config
     for side in (height, width):
         if side > MOST_PIXELS:
             raise UsageError(
-                f"image_size must be at most {MOST_PIXELS} pixels, got {side} in "
+                f"image_size must be from 1 to {MOST_PIXELS} pixels, got {side} in "
                 f"{height} x {width}."
             )
         if not config.fits(side):
