@@ -23,7 +23,7 @@ TITLE = "Resident memory of a worker after so many candidates, MiB"
 SPACE = Path(__file__).parents[1] / "spaces" / "vim_nano.yaml"
 CANDIDATES = 200
 EVERY = 25
-IMAGES = 256
+IMAGES = 128
 _MIB = 2**20
 
 
