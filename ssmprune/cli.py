@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_WORKERS
-from ssmprune.data import SPLITS, open_images
+from ssmprune.data import SPLITS, open_images_for
 from ssmprune.data.cli import app as data_app
 from ssmprune.devices import find_device
 from ssmprune.errors import Faults, UsageError
@@ -318,15 +318,7 @@ def evaluate_model(
         model, weights, policy, checkpoint_key=checkpoint_key, image_size=sides
     ).to(place)
     config = network.config
-    images = open_images(
-        data,
-        split,
-        image_size=config.image_size,
-        channels=config.channels,
-        preprocessing=config.preprocessing,
-        num_classes=config.num_classes,
-        batch_size=batch_size,
-    )
+    images = open_images_for(config, data, split, batch_size=batch_size)
     accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
     chance = 100 / config.num_classes
     if policy is None and accuracy.top1 <= chance:

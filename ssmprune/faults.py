@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Location = tuple[int | str, ...]
@@ -41,6 +41,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> Fault:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     remedy = f"did you mean {listed(near, ' or ')}?" if near else f"known: {listed(known)}"
     return Fault(f"unknown {kind} {name!r}", remedy)
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """The first names in one line, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def listed(names: Iterable[str], separator: str = ", ") -> str:

@@ -7,7 +7,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
 from ssmprune.errors import RunError
@@ -68,10 +67,7 @@ def holding(directory: Path, user: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        if made:
-            _remove_empty(directory)
-        os.close(handle)
+        _release(handle, lock, made)
 
 
 def is_held(directory: Path) -> bool:
@@ -94,18 +90,8 @@ def is_held(directory: Path) -> bool:
 def _hold(directory: Path, user: str, made: bool) -> int:
     """The lock file, opened and locked; one that its holder removed meanwhile locks nothing."""
     lock = directory / LOCK
-    for attempt in count(1):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileExistsError:
-            raise RunError(
-                f"a run directory must be a directory, but {directory} is a file; give another."
-            ) from None
-        except OSError as fault:
-            if isinstance(fault, FileNotFoundError) and attempt < _MOST_ATTEMPTS:
-                continue  # its holder has removed it since it was made
-            raise _not_writable(directory, fault) from None
+    while True:
+        handle = _open_lock(lock)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,7 +102,7 @@ def _hold(directory: Path, user: str, made: bool) -> int:
                 f"{directory}; wait for it, or give another directory."
             ) from None
         except OSError as fault:
-            _give_up(handle, lock, made)
+            _release(handle, lock, made)
             raise RunError(
                 "a run directory must be on a file system with locks, but that of "
                 f"{directory} has none ({fault.strerror}); give a directory on a local disk."
@@ -128,17 +114,38 @@ def _hold(directory: Path, user: str, made: bool) -> int:
                     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
                     return handle
         except OSError as fault:
-            _give_up(handle, lock, made)
+            _release(handle, lock, made)
             raise _not_writable(directory, fault) from None
         os.close(handle)
-    raise AssertionError  # the loop has no end
 
 
-def _give_up(handle: int, lock: Path, made: bool) -> None:
-    """Leave the directory as it was."""
+def _open_lock(lock: Path) -> int:
+    """The lock file, made with its directory if it is not there.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    for _ in range(_MOST_ATTEMPTS):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileExistsError:
+            raise RunError(
+                f"a run directory must be a directory, but {lock.parent} is a file; give another."
+            ) from None
+        except FileNotFoundError as fault:
+            refusal = fault  # unless its holder has removed the directory since it was made
+        except OSError as fault:
+            raise _not_writable(lock.parent, fault) from None
+    raise _not_writable(lock.parent, refusal)
+
+
+def _release(handle: int, lock: Path, made: bool) -> None:
+    """Give up a lock file, and a directory that was made for it if nothing is in it."""
     lock.unlink(missing_ok=True)
     if made:
-        _remove_empty(lock.parent)
+        with suppress(OSError):  # unless something has been written into it
+            lock.parent.rmdir()
     os.close(handle)
 
 
@@ -147,8 +154,3 @@ def _not_writable(directory: Path, fault: OSError) -> RunError:
         f"a run directory must be writable, but {directory} is not: {fault.strerror}; "
         "give another directory."
     )
-
-
-def _remove_empty(directory: Path) -> None:
-    with suppress(OSError):  # unless something has been written into it
-        directory.rmdir()

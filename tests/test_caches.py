@@ -54,11 +54,12 @@ def test_commands_work_without_a_place_to_keep_what_is_compiled(
         directory.mkdir()
         directory.chmod(0o777)
     (work / "space.yaml").write_text(SPACE)
-    here = {"PATH": os.environ["PATH"], "PYTHONPATH": str(installation)}
+    places = os.pathsep.join([str(installation), str(installation / "search")])
+    here = {"PATH": os.environ["PATH"], "PYTHONPATH": places}
     guest = {**here, "HOME": "/nonexistent", "TMPDIR": str(temporary)}
 
     def told(*call: str, prefix: list[str], environment: dict[str, str]) -> str:
-        command = [sys.executable, "-c", "from ssmprune_search.cli import main; main()", *call]
+        command = [sys.executable, "-m", "ssmprune_search", *call]
         done = subprocess.run(
             [*prefix, *command], cwd=work, env=environment, capture_output=True, text=True
         )

@@ -436,10 +436,9 @@ def test_a_picture_where_nothing_can_be_written_ends_in_one_message(tmp_path):
 
 @pytest.mark.slow
 def test_training_on_a_full_disk_ends_in_one_message(tmp_path):
-    call = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
     words = ["train", "--model", "vim_nano", "--data", "digits", "--steps", "1", "--out", "out"]
     done = subprocess.run(
-        [sys.executable, "-c", call, *words],
+        [sys.executable, "-m", "ssmprune_search", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),

@@ -97,8 +97,8 @@ def test_a_package_that_cannot_be_written_to_gives_the_same_top1(
     for folder in (tmp_path / "ssmprune").rglob("*/"):
         if any(folder.glob("*.py")):
             (folder / "__pycache__").touch()
-    script = "from ssmprune_search.cli import main; main()"
-    call = ("-c", script, "eval", "--model", "vim_nano", "--data", "digits")
-    found = output({**environment, "PYTHONPATH": str(tmp_path)}, *call)
+    call = ("-m", "ssmprune_search", "eval", "--model", "vim_nano", "--data", "digits")
+    places = os.pathsep.join([str(tmp_path), str(tmp_path / "search")])
+    found = output({**environment, "PYTHONPATH": places}, *call)
     assert list(temporary.glob("ssmprune-*/*/*.nbi"))
     assert re.search(r"top-1 +97\.12 %", found)

@@ -13,7 +13,6 @@ from ssmprune.extensions import GROUP
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 30
-ENTRY = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 CHECKS = """
 import ssmprune
@@ -82,7 +81,7 @@ def test_commands_of_the_page_on_extending_find_its_module(tmp_path):
     told = commands("docs/extending.md")
     assert [command.split()[1] for command in told] == ["eval", "search", "front"]
     for command in told:
-        run([sys.executable, "-c", ENTRY, *shlex.split(command)[1:]], tmp_path)
+        run([sys.executable, "-m", "ssmprune_search", *shlex.split(command)[1:]], tmp_path)
 
 
 # What needs data or a cluster of the reader's own; its options are checked instead.
@@ -98,7 +97,7 @@ def test_commands_run_as_written(name, tmp_path):
     assert told
     for command in told:
         if not any(part in command for part in NOT_HERE):
-            run([sys.executable, "-c", ENTRY, *shlex.split(command)[1:]], tmp_path)
+            run([sys.executable, "-m", "ssmprune_search", *shlex.split(command)[1:]], tmp_path)
 
 
 def test_documents_link_to_what_is_there():

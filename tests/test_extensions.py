@@ -20,14 +20,12 @@ from ssmprune_search.cli import app
 from tests.conftest import ROOT
 from tests.extension_code import MODELS, POLICY, SCORERS, install, write_module
 
-CLI = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
-
-def python(code: str, *arguments: object, folder: Path, path: Path | None = None) -> Any:
+def python(*call: object, folder: Path, path: Path | None = None) -> Any:
     """A new Python in `folder`, with `path` among the places of its modules."""
     places = [str(ROOT), *([str(path)] if path else [])]
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *map(str, call)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
@@ -35,8 +33,8 @@ def python(code: str, *arguments: object, folder: Path, path: Path | None = None
     )
 
 
-def told(code: str, *arguments: object, folder: Path, path: Path | None = None) -> str:
-    done = python(code, *arguments, folder=folder, path=path)
+def told(*call: object, folder: Path, path: Path | None = None) -> str:
+    done = python(*call, folder=folder, path=path)
     assert done.returncode == 0, done.stderr
     return str(done.stdout).strip()
 
@@ -71,7 +69,7 @@ def test_an_installed_package_is_imported_when_a_name_is_unknown_and_not_before(
         "found = ssmprune.Policy.load(sys.argv[1])\n"
         "print(found.scorer.name, found.alignment.decay, find_config('front_vim_nano').depth)"
     )
-    assert told(code, policy, folder=tmp_path, path=package) == "peak fading 4"
+    assert told("-c", code, policy, folder=tmp_path, path=package) == "peak fading 4"
 
 
 def test_help_imports_no_installed_package(tmp_path: Path, package: Path) -> None:
@@ -83,7 +81,7 @@ def test_help_imports_no_installed_package(tmp_path: Path, package: Path) -> Non
         "    except SystemExit: pass\n"
         "print('loaded:', 'my_package' in sys.modules, 'torch' in sys.modules)"
     )
-    assert told(code, folder=tmp_path, path=package).endswith("loaded: False False")
+    assert told("-c", code, folder=tmp_path, path=package).endswith("loaded: False False")
 
 
 @pytest.mark.slow
@@ -99,7 +97,7 @@ def test_models_of_an_installed_package_are_listed_profiled_and_recorded(
         "from ssmprune.extensions import installed_versions\n"
         "print(installed_versions())"
     )
-    shown = told(code, folder=tmp_path, path=package)
+    shown = told("-c", code, folder=tmp_path, path=package)
     assert "front_vim_nano" in shown
     assert "leaving the model 65" in shown
     assert shown.endswith("{'my-package': '1.0'}")
@@ -111,7 +109,7 @@ def test_a_broken_package_is_told_with_its_entry_point_and_cause(
     site = install(
         tmp_path / "site", scorers="import nothing_like_this", models="def oops(:\n    pass\n"
     )
-    done = python(CLI, "profile", "--model", "vim_none", folder=tmp_path, path=site)
+    done = python("-m", "ssmprune_search", "profile", "--model", "vim_none", folder=tmp_path, path=site)
     refused(
         done,
         1,
@@ -132,8 +130,8 @@ def test_import_makes_names_known_to_a_command(tmp_path: Path, policy: Path, mod
         ("eval", "--model", "vim_nano", "--data", "digits", "--split", "search"),
     ):
         call = (*command, "--policy", policy)
-        refused(python(CLI, *call, folder=tmp_path), 1, "unknown scorer 'peak' at scorer.name")
-        shown = told(CLI, *call, "--import", module, folder=tmp_path, path=tmp_path / "mine")
+        refused(python("-m", "ssmprune_search", *call, folder=tmp_path), 1, "unknown scorer 'peak' at scorer.name")
+        shown = told("-m", "ssmprune_search", *call, "--import", module, folder=tmp_path, path=tmp_path / "mine")
         assert shown
 
 
@@ -250,7 +248,7 @@ def test_a_scorer_with_an_odd_name_does_not_garble_its_message(tmp_path: Path) -
         "try: Policy.from_yaml(text)\n"
         "except PolicyError as fault: print(fault)"
     )
-    assert told(code, folder=tmp_path).startswith(
+    assert told("-c", code, folder=tmp_path).startswith(
         "scorer must do without a class token on plainmamba_l1, got 'a; b' at scorer.name "
         "(policy, line 3); use clipped_sum, "
     )

@@ -162,7 +162,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def ssmprune(environment: dict[str, str], *call: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from ssmprune_search.cli import main; main()", *map(str, call)],
+        [sys.executable, "-m", "ssmprune_search", *map(str, call)],
         env={"PYTHONPATH": str(Path(__file__).parents[1]), **environment},
         capture_output=True,
         text=True,

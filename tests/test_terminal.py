@@ -35,9 +35,6 @@ def run(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
-CALL = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
-
-
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_help_of_every_command_can_be_read_in_few_characters(encoding: str) -> None:
     done = run("-c", EVERY_HELP, PYTHONIOENCODING=encoding, LC_ALL="C", PYTHONUTF8="0")
@@ -48,7 +45,7 @@ def test_help_of_every_command_can_be_read_in_few_characters(encoding: str) -> N
 
 
 def test_names_that_a_terminal_cannot_show_end_in_the_message_all_the_same() -> None:
-    done = run("-c", CALL, "front", "l\u00e4ufe", PYTHONIOENCODING="ascii")
+    done = run("-m", "ssmprune_search", "front", "l\u00e4ufe", PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert done.stderr.startswith(b"Error: a run directory must hold a search, but there is no")
 
@@ -65,7 +62,7 @@ def test_errors_have_a_colour_where_it_is_wanted(no_color: str) -> None:
 def test_reader_that_has_gone_ends_a_command_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)
-    call = [sys.executable, "-c", CALL, "models"]
+    call = [sys.executable, "-m", "ssmprune_search", "models"]
     done = subprocess.run(call, cwd=ROOT, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.stderr == b""
@@ -74,7 +71,7 @@ def test_reader_that_has_gone_ends_a_command_without_a_word() -> None:
 def test_batch_that_no_memory_holds_is_told_in_one_line() -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
     batch = ("--model", "vim_nano", "--batch-size", str(2**20))  # 9 GiB
-    done = run("-c", limit + CALL, "profile", *batch)
+    done = run("-c", limit + "from ssmprune_search.cli import main; main()", "profile", *batch)
     assert done.returncode == 1
     told = b"Error: what is computed must fit into the memory that is free, but does not; give a "
     assert done.stderr.splitlines()[-1].startswith(told) and b"Traceback" not in done.stderr

@@ -58,9 +58,8 @@ class Walk:
         """Give a command in a directory; what it prints."""
         folder = self.home / place
         folder.mkdir(exist_ok=True)
-        entry = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
         done = subprocess.run(
-            [self.home / "my env" / "bin" / "python", "-c", entry, *command],
+            [self.home / "my env" / "bin" / "python", "-m", "ssmprune_search", *command],
             cwd=folder,
             env=self.environment,
             capture_output=True,

@@ -19,8 +19,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ssmprune.caches import prepare_matplotlib
-
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
 _REFUSED = {
     errno.EACCES,
@@ -53,10 +51,12 @@ class _Commands(TyperGroup):
     """Turns what went wrong into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
+        from ssmprune.caches import prepare_matplotlib
         from ssmprune.cpus import cpu_count
 
         # Before torch is loaded, which would take all CPUs of a machine that a container shares.
         os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
+        prepare_matplotlib()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -151,7 +151,6 @@ def main() -> None:
     unless they are told not to before torch is loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    prepare_matplotlib()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is written out
             stream.reconfigure(errors="backslashreplace")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ssmprune.data.base import SPLITS, Batch, ImageSet, Loader, TrainingStream
 from ssmprune.errors import DataError, UsageError, unknown_name
-from ssmprune.models.configs import Preprocessing
+from ssmprune.models.configs import ModelConfig, Preprocessing
 
 IMAGENET = Preprocessing()
 
@@ -19,6 +20,7 @@ __all__ = [
     "absolute_name",
     "check_images",
     "open_images",
+    "open_images_for",
     "open_stream",
 ]
 
@@ -84,6 +86,28 @@ def open_images(
         batch_size=batch_size,
         limit=limit,
         seed=seed,
+    )
+
+
+def open_images_for(config: ModelConfig, name: str, split: str, **settings: Any) -> ImageSet:
+    """The split as the model that `config` describes takes it: its images, and its classes.
+
+    Args:
+        config: The model.
+        name, split: As for `open_images`.
+        settings: `batch_size`, `limit` and `seed`, as for `open_images`.
+
+    Raises:
+        UsageError, DataError: As `open_images`.
+    """
+    return open_images(
+        name,
+        split,
+        image_size=config.image_size,
+        channels=config.channels,
+        preprocessing=config.preprocessing,
+        num_classes=config.num_classes,
+        **settings,
     )
 
 

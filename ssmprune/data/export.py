@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ssmprune.data import open_images
+from ssmprune.data import open_images_for
 from ssmprune.data.single import to_pixels
 from ssmprune.errors import FileError, UsageError, unknown_name
 from ssmprune.models.zoo import find_config
@@ -46,19 +46,14 @@ def export_images(
         raise UsageError(unknown_name("data set", name, EXPORTS))
     config = find_config(EXPORTS[name])
     limits = {"search": None, "holdout": None} | ({"train": train_images} if train_images else {})
-    sets = [
-        open_images(
-            name, split, image_size=config.image_size, channels=config.channels, limit=limit
-        )
-        for split, limit in limits.items()
-    ]
+    sets = [open_images_for(config, name, split, limit=n) for split, n in limits.items()]
     counts = {images.split: len(images) for images in sets}
     if counts.get("train", 0) < train_images:
         raise UsageError(
             f"--train-images must be at most {counts['train']}, the images that {name} has for "
             f"training, got {train_images}."
         )
-    refuse_used(folder)
+    _refuse_used(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     done = 0
     try:
@@ -84,7 +79,7 @@ def export_images(
     return counts
 
 
-def refuse_used(folder: Path) -> None:
+def _refuse_used(folder: Path) -> None:
     """Refuse a folder that holds something.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,7 @@ from ssmprune.data.layout import (
     is_image,
 )
 from ssmprune.errors import DataError
-
-_MOST_NAMED = 10
+from ssmprune.faults import some_of
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def _size(path: str) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def refuse_unreadable(paths: Collection[str], count: int) -> None:
+def refuse_unreadable(paths: Sequence[str], count: int) -> None:
     """Tell of files that are no readable images.
 
     Args:
@@ -90,10 +89,9 @@ def refuse_unreadable(paths: Collection[str], count: int) -> None:
         DataError: There are any.
     """
     if paths:
-        more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
         raise DataError(
             f"every image must be readable, but {len(paths)} of {count} are not; remove or "
-            f"restore {', '.join(list(paths)[:_MOST_NAMED])}{more}."
+            f"restore {some_of(paths)}."
         )
 
 
@@ -206,22 +204,19 @@ def _tell_empty(root: Path, places: list[Path], classes: tuple[str, ...], found:
     empty = [
         name
         for label, name in enumerate(classes)
-        if label not in found and not any(_holds_images(place / name) for place in places)
+        if label not in found and not any(_has_images_beneath(place / name) for place in places)
     ]
     if empty:
-        named = ", ".join(map(_printable, empty[:_MOST_NAMED]))
-        more = f" and {len(empty) - _MOST_NAMED} more" if len(empty) > _MOST_NAMED else ""
         _log.info(
-            "%d of the %d class folders of %s hold no images, yet count as classes: %s%s.",
+            "%d of the %d class folders of %s hold no images, yet count as classes: %s.",
             len(empty),
             len(classes),
             root,
-            named,
-            more,
+            some_of([*map(_printable, empty)]),
         )
 
 
-def _holds_images(folder: Path) -> bool:
+def _has_images_beneath(folder: Path) -> bool:
     return folder.is_dir() and next(_walk(str(folder), frozenset()), None) is not None
 
 

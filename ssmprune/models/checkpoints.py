@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmprune.errors import CheckpointError
+from ssmprune.faults import some_of
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import StoredWeights, read_weights
 from ssmprune.models.configs import ModelConfig
@@ -21,7 +22,6 @@ from ssmprune.models.zoo import find_config, model_names
 _log = logging.getLogger(__name__)
 
 _SHIPPED = Path(__file__).parent / "weights"
-_MOST_NAMED = 10
 
 
 def shipped_checkpoint(model_name: str) -> Path | None:
@@ -80,7 +80,7 @@ def load_weights(model: Backbone, stored: StoredWeights, *, new_head: bool = Fal
     ]
     if diverged:
         raise CheckpointError(
-            f"weights must be finite, got NaN or infinity in {_listed(diverged)} of {stored.path}; "
+            f"weights must be finite, got NaN or infinity in {some_of(diverged)} of {stored.path}; "
             "take a checkpoint from before the training diverged."
         )
     model.load_state_dict(weights)
@@ -234,9 +234,4 @@ def _mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
             if own.is_floating_point() and not value.is_floating_point()
         ],
     }
-    return [f"  {kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - _MOST_NAMED} more" if len(keys) > _MOST_NAMED else ""
-    return ", ".join(keys[:_MOST_NAMED]) + more
+    return [f"  {kind}: {some_of(keys)}" for kind, keys in kinds.items() if keys]

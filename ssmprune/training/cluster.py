@@ -1,4 +1,4 @@
-"""Training by several processes through Ray Train; the only place in `ssmprune` that knows Ray."""
+"""Training by several processes through Ray Train."""
 
 from __future__ import annotations
 

@@ -16,11 +16,10 @@ from tests.conftest import ON_GPU, ROOT
 pytestmark = [*ON_GPU, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEVICE = "cuda"
-ENTRY = "import sys; from ssmprune_search.cli import main; sys.argv[0] = 'ssmprune'; main()"
 
 
 def ssmprune(*arguments: Any) -> str:
-    call = [sys.executable, "-c", ENTRY, *map(str, arguments)]
+    call = [sys.executable, "-m", "ssmprune_search", *map(str, arguments)]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssmprune.data import Batch, ImageSet, open_images
+from ssmprune.data import Batch, ImageSet, open_images_for
 from ssmprune.measure.accuracy import correct, wilson_interval
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency, device_name, precision_name
@@ -140,15 +140,7 @@ class ModelEvaluators:
         return replace(self, batch_size=half) if half >= LATENCY_BATCH else None
 
     def _images(self, split: str, config: ModelConfig) -> ImageSet:
-        return open_images(
-            self.data,
-            split,
-            image_size=config.image_size,
-            channels=config.channels,
-            preprocessing=config.preprocessing,
-            num_classes=config.num_classes,
-            batch_size=self.batch_size,
-        )
+        return open_images_for(config, self.data, split, batch_size=self.batch_size)
 
 
 class ModelEvaluator:

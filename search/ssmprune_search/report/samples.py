@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ssmprune.data import open_images
+from ssmprune.data import open_images_for
 from ssmprune.data.single import to_pixels
 from ssmprune.errors import RunError, SsmpruneError
 from ssmprune.models.checkpoint_file import checkpoint_sha256
@@ -55,15 +55,7 @@ class Bench:
         self._open: dict[str, Evaluator] = {}
         self._model = evaluators.load().to(evaluators.device)
         config = self._model.config
-        images = open_images(
-            evaluators.data,
-            "holdout",
-            image_size=config.image_size,
-            channels=config.channels,
-            preprocessing=config.preprocessing,
-            num_classes=config.num_classes,
-            limit=SAMPLES,
-        )
+        images = open_images_for(config, evaluators.data, "holdout", limit=SAMPLES)
         self._images, labels = next(iter(images.loader))
         self._classes = images.classes
         self.labels = tuple(self.class_name(label) for label in labels.tolist())

@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def ssmprune(folder: Path, *words: str) -> str:
-    call = [sys.executable, "-c", "from ssmprune_search.cli import main; main()", *words]
+    call = [sys.executable, "-m", "ssmprune_search", *words]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr

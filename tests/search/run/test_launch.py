@@ -301,7 +301,7 @@ def test_a_module_of_the_users_that_is_called_search_is_left_alone(
     space: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "search.py").write_text("raise SystemExit('a script of the user was run')\n")
-    call = [sys.executable, "-c", "from ssmprune_search.cli import main; main()", "search"]
+    call = [sys.executable, "-m", "ssmprune_search", "search"]
     words = [space.name, "--out", "run", "--trials", "2", "--workers", "1", "--no-early-stopping"]
     done = subprocess.run([*call, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
