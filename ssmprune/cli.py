@@ -488,7 +488,7 @@ def tokens(
     network = create_model(chosen.model, weights, chosen, checkpoint_key=checkpoint_key)
     pixels = open_image(image, network.config)
     logits, stages = kept_patches(network, pixels)
-    verb = "scanned" if chosen.reduction == "grid" else "kept"
+    verb = chosen.reducer.verb
     row = Row(to_pixels(pixels, network.config.preprocessing)[0], "")
     write_bytes_atomically(output, draw_kept([row], stages, verb=verb, format=kind))
     predicted = int(logits.argmax())

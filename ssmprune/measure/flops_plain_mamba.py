@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import PlainMambaConfig
+from ssmprune.pruning.reduction import TokenStep
 from ssmprune.pruning.scorers import sort_flops
-from ssmprune.pruning.steps import DropStep
 
 _DIRECTIONS, _WALKS = 4, 2
 _STEM_WIDTH = 64
@@ -37,7 +37,7 @@ NAMES = {
 }
 
 
-def rows(config: PlainMambaConfig, steps: Mapping[int, DropStep]) -> Iterator[FlopRow]:
+def rows(config: PlainMambaConfig, steps: Mapping[int, TokenStep]) -> Iterator[FlopRow]:
     """Every operator of the model, block by block."""
     D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
     L = HW = config.num_patches

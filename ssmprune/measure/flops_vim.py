@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import VimConfig
-from ssmprune.pruning.steps import DropStep
+from ssmprune.pruning.reduction import TokenStep
 
 _DIRECTIONS = 2
 
@@ -29,7 +29,7 @@ NAMES = {
 }
 
 
-def rows(config: VimConfig, steps: Mapping[int, DropStep]) -> Iterator[FlopRow]:
+def rows(config: VimConfig, steps: Mapping[int, TokenStep]) -> Iterator[FlopRow]:
     """Every operator of the model, block by block."""
     D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
     P = len(config.prefix_positions)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.configs import VMambaConfig
-from ssmprune.pruning.steps import GridStep
+from ssmprune.pruning.grid import GridStep
 
 _DIRECTIONS = 4
 

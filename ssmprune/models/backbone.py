@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.apply import PruningPlan
+from ssmprune.pruning.reduction import TokenStep
 from ssmprune.pruning.scorers import Features
-from ssmprune.pruning.steps import DropStep
 from ssmprune.scan import Backend
 from ssmprune.tokens import TokenStream
 
@@ -73,9 +73,8 @@ class Backbone(nn.Module, ABC):
         """
         assert self.plan is not None
         step = self.plan.steps[layer]
-        assert isinstance(step, DropStep)
-        prefix = stream.prefix_mask()
-        features = Features(y, steps, stream.positions, prefix, layer, step.scorer.seed)
+        assert isinstance(step, TokenStep)
+        features = Features(y, steps, stream.positions, stream.prefix_mask(), layer)
         return step.reduce(stream, update, features)
 
     @abstractmethod

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.layers import Linear, classifier, linear
-from ssmprune.pruning.steps import GridStep
+from ssmprune.pruning.grid import GridStep
 from ssmprune.scan import Backend, selective_scan
 from ssmprune.tokens import TokenStream
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from ssmprune.errors import PolicyError
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Alignment, Policy
-from ssmprune.pruning.steps import DropStep, GridStep, Step
+from ssmprune.pruning.reduction import Step
 
 if TYPE_CHECKING:  # a policy's FLOPs need the plan alone
     from torch import nn
@@ -47,15 +47,7 @@ class PruningPlan:
         faults = policy.faults(config)
         if faults:
             raise PolicyError(f"{'; '.join(map(str, faults))}.")
-        stages = policy.effective_stages(config)
-        if policy.reduction == "grid":
-            return cls(policy, {stage.layer: GridStep(stage) for stage, _ in stages})
-        prefix = len(config.prefix_positions)
-        steps = {
-            stage.layer: DropStep(kept + prefix, policy.stage_scorer(stage))
-            for stage, kept in stages
-        }
-        return cls(policy, steps)
+        return cls(policy, policy.reducer.steps(policy, config))
 
 
 class Prunable(Protocol):

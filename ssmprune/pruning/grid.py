@@ -1,74 +1,126 @@
-"""Grid reduction: a block scans a regular subset of its rows and columns.
+"""Grid reduction: a block scans a regular subset of its rows and columns; no token leaves.
 
-A hierarchical model needs whole grids between its blocks, so no token leaves it for good. Instead
-the scan of a block runs on fewer cells, and every cell takes the result of the nearest one that was
-scanned (after Chi et al., "QuarterMap", arXiv 2507.09514).
+For hierarchical models, which need whole grids between their blocks. See `ssmprune.pruning.subset`
+for the cells.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from pydantic import ValidationError
 
-from ssmprune.policy import Stage
+from ssmprune.faults import Fault
+from ssmprune.models.configs import ModelConfig
+from ssmprune.pruning.reduction import Reduction, Step
+from ssmprune.stage import Alignment, Scorer, Stage
+from ssmprune.yamlfile import FilePart
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def line_groups(count: int, kept: int) -> tuple[list[int], list[int]]:
-    """Split lines into groups of neighbours, as equal as can be; the middle one stands for each.
-
-    Args:
-        count: Rows or columns of the grid.
-        kept: Number of groups, at most `count`.
-
-    Returns:
-        The line that stands for each group, ascending, and the group of each line. No kept line
-        is nearer to a line than that of its group.
-    """
-    starts = [-(-group * count // kept) for group in range(kept + 1)]
-    middles = [(first + end - 1) // 2 for first, end in pairwise(starts)]
-    return middles, [line * kept // count for line in range(count)]
+    from ssmprune.policy import Policy
+    from ssmprune.pruning.subset import Subset
+    from ssmprune.tokens import TokenStream
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The cells of a grid that are scanned.
+class GridStep(Step):
+    """A block scans some of its cells.
 
     Attributes:
-        kept: Raster indices of the scanned cells, (rows, columns).
-        nearest: For each cell of the grid the nearest scanned one, as an index into `kept`, (H, W).
+        stage: The share of the cells.
     """
 
-    kept: Tensor
-    nearest: Tensor
+    stage: Stage
 
-    @classmethod
-    def of(cls, stage: Stage, x: Tensor) -> Subset:
-        """The cells that `stage` has scanned of x, of shape (B, H, W, E)."""
-        height, width = (int(side) for side in x.shape[1:3])  # tensors while the model is traced
-        rows, columns = stage.keep_grid(height, width)
-        kept_rows, row_group = line_groups(height, rows)
-        kept_columns, column_group = line_groups(width, columns)
-        return cls(
-            _raster(kept_rows, kept_columns, width, x.device),
-            _raster(row_group, column_group, columns, x.device),
-        )
+    def subset(self, x: Tensor) -> Subset:
+        """The cells that are scanned of x, of shape (B, H, W, E)."""
+        from ssmprune.pruning.subset import Subset
 
-    def reduce(self, x: Tensor) -> Tensor:
-        """The scanned cells of x, from (B, H, W, E) to (B, rows, columns, E)."""
-        return _cells(x, self.kept)
+        return Subset.of(self.stage, x)
 
-    def restore(self, y: Tensor) -> Tensor:
-        """The whole grid, from (B, rows, columns, E) to (B, H, W, E)."""
-        return _cells(y, self.nearest)
+    def scanned(self, grid: tuple[int, int]) -> int:
+        """Cells that are scanned of a grid of H and W."""
+        return math.prod(self.stage.keep_grid(*grid))
 
+    def mask(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
+        import torch
 
-def _raster(rows: list[int], columns: list[int], width: int, device: torch.device) -> Tensor:
-    return torch.tensor(rows, device=device)[:, None] * width + torch.tensor(columns, device=device)
+        from ssmprune.pruning.subset import line_groups
+
+        height, width = config.block_grids[layer]
+        rows, columns = self.stage.keep_grid(height, width)
+        kept_rows = torch.tensor(line_groups(height, rows)[0])
+        mask = torch.zeros(height, width, dtype=torch.bool)
+        mask[kept_rows[:, None], line_groups(width, columns)[0]] = True
+        return mask.expand(len(stream.hidden), -1, -1)
 
 
-def _cells(x: Tensor, indices: Tensor) -> Tensor:
-    taken = x.flatten(1, 2).index_select(1, indices.flatten())
-    return taken.view(x.shape[0], *indices.shape, x.shape[3])
+class Grid(Reduction):
+    """Blocks scan some of their cells."""
+
+    name = "grid"
+    summary = (
+        "for hierarchical models, a block scans a regular subset of its rows and columns and "
+        "spreads the result over the whole grid"
+    )
+    does = "blocks scan a subset of the grid"
+    verb = "scanned"
+    where = "scanned in"
+    scores = False
+    compounds = False
+
+    def fits(self, config: ModelConfig) -> bool:
+        return not config.prunable
+
+    def faults(
+        self, data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
+    ) -> Iterator[Fault]:
+        if not self.fits(config):
+            yield Fault(
+                f"reduction must be tokens for {config.name}, which has no resolution stages, got "
+                "grid",
+                "remove `reduction`",
+                ("reduction",),
+            )
+        for key, part in (("scorer", Scorer), ("alignment", Alignment)):
+            if data.get(key) is not None and _differs(data[key], part()):
+                yield Fault(
+                    f"{key} must not be given with `reduction: grid`, where no token is scored or "
+                    f"leaves a gap, got {data[key]}",
+                    "remove it",
+                    (key,),
+                )
+        for index, stage in enumerate(stages):
+            for key in ("keep_count", "scorer"):
+                if isinstance(stage, dict) and stage.get(key) is not None:
+                    yield Fault(
+                        f"{key} must not be given with `reduction: grid`, got {stage[key]}",
+                        "give keep_ratio alone",
+                        ("stages", index),
+                    )
+
+    def counts(self, stages: Sequence[Stage], config: ModelConfig) -> Iterator[tuple[int, int]]:
+        for stage in stages:
+            grid = config.block_grids[stage.layer]
+            yield math.prod(grid), math.prod(stage.keep_grid(*grid))
+
+    def scanned(self, stages: Sequence[tuple[Stage, int]], config: ModelConfig) -> tuple[int, ...]:
+        scanned = list(config.block_tokens)
+        for stage, kept in stages:
+            scanned[stage.layer] = kept
+        return tuple(scanned)
+
+    def steps(self, policy: Policy, config: ModelConfig) -> Mapping[int, Step]:
+        return {stage.layer: GridStep(stage) for stage, _ in policy.effective_stages(config)}
+
+
+def _differs(value: Any, default: FilePart) -> bool:
+    try:
+        return type(default).model_validate(value) != default
+    except ValidationError:
+        return False

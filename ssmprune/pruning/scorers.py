@@ -36,7 +36,7 @@ class Features:
     positions: Tensor
     prefix: Tensor
     layer: int
-    seed: int
+    seed: int = 0
 
 
 ScoreFunction = Callable[[Features], "Tensor"]

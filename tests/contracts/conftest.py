@@ -8,7 +8,8 @@ import torch
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Scorer, Stage, scorer_fault
+from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.stage import scorer_fault
 
 
 @dataclass(frozen=True)

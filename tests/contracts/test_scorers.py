@@ -10,8 +10,8 @@ from torch import nn
 import ssmprune
 from ssmprune.errors import UsageError
 from ssmprune.policy import Scorer
+from ssmprune.pruning.drop import DropStep
 from ssmprune.pruning.scorers import Features, find_scorer, register_scorer, scorers
-from ssmprune.pruning.steps import DropStep
 from tests.contracts.conftest import FAMILIES
 
 LENGTH, CHANNELS = 12, 8

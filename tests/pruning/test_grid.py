@@ -15,8 +15,8 @@ from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.vmamba import VMamba
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Scorer, Stage
-from ssmprune.pruning.grid import line_groups
-from ssmprune.pruning.steps import GridStep
+from ssmprune.pruning.grid import GridStep
+from ssmprune.pruning.subset import line_groups
 
 NAMES = ("vmamba_tiny_s1l8", "vanilla_vmamba_tiny")
 RATIOS = st.integers(1, 1000).map(lambda n: n / 1000)

@@ -14,7 +14,7 @@ from ssmprune_search.report.references import Schedule
 from ssmprune_search.report.samples import Bench, data_uri, passage_data
 from ssmprune_search.results.export import annotate
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import alignment_text, scorer_text, tokens_text
+from ssmprune_search.results.table import settings_text, tokens_text
 
 
 def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
@@ -147,9 +147,8 @@ def _policy_data(
     count = count_flops(config, policy)
     return {
         "tokens": list(policy.entering_tokens(config)),
-        "scorer": scorer_text(policy),
-        "alignment": alignment_text(policy),
-        "reduction": policy.reduction,
+        "settings": settings_text(policy),
+        "where": policy.reducer.where,
         "operators": count.by_operator(),
         "flops": count.flops,
         "paper_flops": count.paper_flops,

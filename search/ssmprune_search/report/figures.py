@@ -48,7 +48,7 @@ def _kept(outcome: Outcome, bench: Bench, kind: str) -> bytes:
     return draw_kept(
         rows,
         passage.stages,
-        verb="scanned" if member.policy.reduction == "grid" else "kept",
+        verb=member.policy.reducer.verb,
         title=f"Trial {member.trial}, {100 * member.search.flops_ratio:.1f} % of the FLOPs",
         format=kind,
     )

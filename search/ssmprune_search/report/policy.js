@@ -20,10 +20,7 @@ class PolicyView {
     this.policy = this.report.policies[id];
     const { policy } = this;
     this.part("name").textContent = this.point.name;
-    this.part("about").textContent =
-      policy.reduction === "grid"
-        ? `${policy.about}; blocks scan a subset of the grid`
-        : `${policy.about}; scorer ${policy.scorer}, alignment ${policy.alignment}`;
+    this.part("about").textContent = `${policy.about}; ${policy.settings}`;
     this.part("yaml").textContent = policy.yaml;
     this.showFigures();
     this.showOperators();
@@ -118,14 +115,13 @@ class PolicyView {
 
   showKept() {
     const box = this.part("kept");
-    const { kept, reduction } = this.policy;
+    const { kept, where } = this.policy;
     if (!box || !kept) return;
-    const verb = reduction === "grid" ? "scanned in block" : "left after block";
     box.style.setProperty("--columns", 1 + kept.stages.length);
     const cells = [html("span", { class: "head" }, "image")];
     for (const { count, grid, layer } of kept.stages) {
       const text = `${count} of ${grid[0] * grid[1]}`;
-      cells.push(html("span", { class: "head" }, html("b", {}, text), ` ${verb} ${layer}`));
+      cells.push(html("span", { class: "head" }, html("b", {}, text), ` ${where} block ${layer}`));
     }
     this.report.samples.forEach(({ source, label }, image) => {
       const right = kept.predicted[image] === label;

@@ -88,20 +88,27 @@ def tokens_text(policy: Policy) -> str:
 
 
 def scorer_text(policy: Policy) -> str:
-    """The scorer's name; those of all stages where they differ; `none` for a grid policy."""
-    if policy.reduction == "grid":
+    """The scorer's name; those of all stages where they differ; `none` where none is asked."""
+    if not policy.reducer.scores:
         return "none"
     names = [policy.stage_scorer(stage).name for stage in policy.stages]
     return "/".join(names if len(set(names)) > 1 else names[:1]) or policy.scorer.name
 
 
 def alignment_text(policy: Policy) -> str:
-    """The alignment in words: `none compact`, `zero_input 0.5 position`, or `grid`."""
-    if policy.reduction == "grid":
-        return "grid"
+    """The alignment in words: `none compact`, `zero_input 0.5 position`, or the reduction."""
+    if not policy.reducer.scores:
+        return policy.reduction
     alignment = policy.alignment
     strength = "" if alignment.decay == "none" else f" {alignment.strength:g}"
     return f"{alignment.decay}{strength} {alignment.conv}"
+
+
+def settings_text(policy: Policy) -> str:
+    """Scorer and alignment in a clause, or what the policy does without them."""
+    if not policy.reducer.scores:
+        return policy.reducer.does
+    return f"scorer {scorer_text(policy)}, alignment {alignment_text(policy)}"
 
 
 def _cells(

@@ -11,9 +11,7 @@ same shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, product
-from operator import mul
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,10 +80,12 @@ def _member(policy: Policy, space: SearchSpace) -> Policy | None:
 
 
 def _fitted(policy: Policy, space: SearchSpace) -> Policy:
-    alignment = policy.alignment
-    choices = space.alignment
+    compounds, scorers = space.reducer.compounds, _scorers(policy, space)
+    left = _left(policy, space) if compounds else _scanned(policy, space)
+    kept = space.parameterisation.nearest(left, space.config.num_patches, compounds)
+    alignment, choices = policy.alignment, space.alignment
     return space.normalise(
-        _grid_stages(policy, space) if space.reduction == "grid" else _stages(policy, space),
+        [Stage(layer=n, keep_ratio=ratio, scorer=scorers.get(n)) for n, ratio in kept.items()],
         _or_first(policy.scorer.name, space.scorer),
         Alignment(
             decay=_or_first(alignment.decay, choices.decay),
@@ -104,97 +104,48 @@ def _policies(origin: str | Path) -> list[tuple[str, Policy]]:
     return [(f"{path.name}@{member.trial}", member.policy) for member in members]
 
 
-def _stages(policy: Policy, space: SearchSpace) -> list[Stage]:
-    """Stages after which the same shares of the patch tokens are left, layer by layer."""
-    ratios, config = space.ratios, find_config(policy.model)
-    left: dict[int, float] = {}  # after a layer of the space
-    scorers: dict[int, Scorer] = {}
-    for stage, kept in policy.effective_stages(config):
-        layer = _nearest(stage.layer, config.depth, space)
-        left[layer] = kept / config.num_patches
-        if space.scorer_per == "stage":
-            name = _or_first(policy.stage_scorer(stage).name, space.scorer)
-            scorers[layer] = Scorer(name=name)
-    if ratios.per == "stage":
-        layers = _deepest_cuts(left, ratios.stages or 0)
-    else:
-        layers = list(ratios.layers)
-    if ratios.per == "schedule":
-        line = _nearest_line(left, space)
-        return [Stage(layer=n, keep_ratio=r, scorer=scorers.get(n)) for n, r in line.items()]
-    stages: list[Stage] = []
-    tokens, share = space.config.num_patches, 1.0
-    for layer in layers:
-        share = left.get(layer, share)
-        stage = _leaving(share * space.config.num_patches, tokens, layer, ratios.grid())
-        stages.append(stage.model_copy(update={"scorer": scorers.get(layer)}))
-        tokens = stage.keep(tokens)
-    return stages
+def _left(policy: Policy, space: SearchSpace) -> dict[int, float]:
+    """The share of the patch tokens that is left after a layer of the space."""
+    config = find_config(policy.model)
+    return {
+        _nearest(stage.layer, config.depth, space): kept / config.num_patches
+        for stage, kept in policy.effective_stages(config)
+    }
 
 
-def _grid_stages(policy: Policy, space: SearchSpace) -> list[Stage]:
-    """A stage for each block that scans the share of the block nearest in relative depth."""
+def _scorers(policy: Policy, space: SearchSpace) -> dict[int, Scorer]:
+    """The scorer at a layer of the space, where stages have their own."""
+    if space.scorer_per == "policy":
+        return {}
+    config = find_config(policy.model)
+    return {
+        _nearest(stage.layer, config.depth, space): Scorer(
+            name=_or_first(policy.stage_scorer(stage).name, space.scorer)
+        )
+        for stage, _ in policy.effective_stages(config)
+    }
+
+
+def _scanned(policy: Policy, space: SearchSpace) -> dict[int, float]:
+    """The share of its tokens that a layer scans: that of the block nearest in relative depth."""
     config = find_config(policy.model)
     scanned = {
         stage.layer: kept / math.prod(config.block_grids[stage.layer])
         for stage, kept in policy.effective_stages(config)
     }
-    stages = []
+    found: dict[int, float] = {}
     for layer in space.ratios.layers:
         depth = (layer + 1) / space.config.depth
         origin = min(range(config.depth), key=lambda n: abs((n + 1) / config.depth - depth))
-        ratio = _closest(scanned.get(origin, 1.0), space.ratios.grid())
-        stages.append(Stage(layer=layer, keep_ratio=ratio))
-    if space.ratios.per == "schedule":
-        line = _nearest_line({s.layer: s.keep_ratio for s in stages if s.keep_ratio != 1}, space)
-        return [Stage(layer=n, keep_ratio=r) for n, r in line.items()]
-    return stages
-
-
-def _nearest_line(wanted: Mapping[int, float | None], space: SearchSpace) -> dict[int, float]:
-    """The keep ratios of a schedule of the space, by layer, that come closest to what is wanted.
-
-    Args:
-        wanted: The share of the tokens that is left after a layer or, with `reduction: grid`,
-            scanned at it; ascending.
-    """
-    if not wanted:
-        return {}
-    ratios, tokens = space.ratios, space.reduction == "tokens"
-    start, end = (ratios.layers.index(layer) for layer in (min(wanted), max(wanted)))
-    shares = [1.0]
-    for layer in ratios.layers[start : end + 1]:
-        shares.append(wanted.get(layer) or (shares[-1] if tokens else 1.0))
-
-    def distance(line: dict[int, float]) -> float:
-        found: Iterable[float] = accumulate(line.values(), mul) if tokens else line.values()
-        return sum(abs(one - other) for one, other in zip(found, shares[1:], strict=True))
-
-    steps = range(len(ratios.grid()))
-    return min((ratios.line(start, end, *pair) for pair in product(steps, steps)), key=distance)
-
-
-def _leaving(wanted: float, tokens: int, layer: int, grid: Sequence[float]) -> Stage:
-    """The stage that leaves, of `tokens`, the number closest to `wanted`."""
-    stages = [Stage(layer=layer, keep_ratio=ratio) for ratio in grid]
-    return min(stages, key=lambda stage: abs(stage.keep(tokens) - wanted))
-
-
-def _closest(wanted: float, values: Sequence[float]) -> float:
-    return min(values, key=lambda value: abs(value - wanted))
+        wanted = scanned.get(origin, 1.0)
+        found[layer] = min(space.ratios.grid(), key=lambda ratio: abs(ratio - wanted))
+    return {layer: ratio for layer, ratio in found.items() if ratio != 1}
 
 
 def _nearest(layer: int, depth: int, space: SearchSpace) -> int:
     """The layer of the space at the relative depth of another model's."""
     wanted = (layer + 1) / depth
     return min(space.ratios.layers, key=lambda n: abs((n + 1) / space.config.depth - wanted))
-
-
-def _deepest_cuts(left: dict[int, float], most: int) -> list[int]:
-    """The layers, ascending, after which the greatest shares of the tokens leave."""
-    before = dict(zip(left, [1.0, *left.values()], strict=False))
-    cuts = sorted(left, key=lambda layer: left[layer] / before[layer])
-    return sorted(cuts[:most])
 
 
 def _or_first(value: Choice, choices: Sequence[Choice]) -> Choice:

@@ -9,7 +9,7 @@ from typing import Any
 from ssmprune.faults import Fault, Location
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
-from ssmprune.policy import conv_fault, scorer_fault
+from ssmprune.stage import conv_fault, scorer_fault
 
 
 def unfit(data: Mapping[str, Any]) -> Iterator[Fault]:

@@ -1,20 +1,19 @@
 """The search space: which policies a search may propose. Format `ssmprune.space/1`.
 
-This is the only place that knows the names of an Optuna trial's parameters.
+With `parameterisation` it is the only place that knows the names of an Optuna trial's parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from itertools import product
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from ssmprune.errors import SpaceError
 from ssmprune.extensions import recorded
@@ -22,50 +21,31 @@ from ssmprune.faults import Fault
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig, with_classes
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import (
-    Alignment,
-    DecayName,
-    ModelName,
-    Policy,
-    Scorer,
-    ScorerName,
-    Stage,
-)
+from ssmprune.policy import Policy
 from ssmprune.pruning.alignment import find_decay
+from ssmprune.pruning.reduction import Reduction
+from ssmprune.pruning.reductions import (
+    DEFAULT,
+    REDUCTIONS,
+    SUMMARIES,
+    ReductionName,
+    fitting_reduction,
+)
 from ssmprune.pruning.scorers import find_scorer
+from ssmprune.stage import Alignment, DecayName, ModelName, Scorer, ScorerName, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.objective import OBJECTIVES, ObjectiveName
 from ssmprune_search.space.faults import unfit
 from ssmprune_search.space.limits import Limits
+from ssmprune_search.space.parameterisation import PARAMETERISATIONS, Parameterisation
+from ssmprune_search.space.ratios import Ratios, distinct
+from ssmprune_search.space.schedules import Schedule, uniform_schedule
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 
-# Keep ratios of the schedules that every search begins with: three equal stages, as published.
-UNIFORM_RATIOS = (0.9, 0.8, 0.7, 0.6)
-
 MOST_OBJECTIVES = 3
 """With more, nearly every candidate is on the front."""
-
-Value = TypeVar("Value")
-
-
-def _distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
-    if not values:
-        raise ValueError(Fault("at least one value must stand in the list, got []", "add one"))
-    twice = [value for index, value in enumerate(values) if value in values[:index]]
-    if twice:
-        raise ValueError(
-            Fault(f"values must differ, got {twice[0]!r} twice", "remove one of the two")
-        )
-    return values
-
-
-def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
-    if not layers or list(layers) != sorted(set(layers)):
-        got = f"layers must be at least one and ascend, got {list(layers)}"
-        raise ValueError(Fault(got, "list each once, sorted"))
-    return layers
 
 
 def _few(objectives: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,135 +55,22 @@ def _few(objectives: tuple[str, ...]) -> tuple[str, ...]:
     return objectives
 
 
-Layer = Annotated[int, Field(ge=0)]
-Layers = Annotated[tuple[Layer, ...], AfterValidator(_ascending)]
-KeepRatio = Annotated[float, Field(gt=0, le=1)]
-
-
 def _choices(description: str, default: tuple[Any, ...]) -> Any:
     return Field(default=default, strict=False, description=description)
-
-
-class Ratios(FilePart):
-    """Where tokens may leave, and how many."""
-
-    per: Literal["layer", "stage", "schedule"] = Field(
-        description="layer: a keep ratio for each of `layers`; "
-        "stage: `stages` stages whose layers are searched too; "
-        "schedule: a first and a last layer, their keep ratios, and between them a straight line"
-    )
-    layers: Layers = Field(
-        strict=False,
-        description="a list of layers after which tokens may leave, such as [0, 1, 2]",
-    )
-    stages: int | None = Field(
-        default=None, ge=1, description="the number of stages, for `per: stage` only"
-    )
-    low: float = Field(gt=0, le=1, description="the lowest keep ratio, in (0, 1]")
-    high: float = Field(
-        default=1.0, gt=0, le=1, description="the highest keep ratio; 1.0 means no stage there"
-    )
-    step: float = Field(gt=0, le=1, description="the distance of two keep ratios, such as 0.05")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Ratios:
-        steps = (self.high - self.low) / self.step
-        if self.low >= self.high:
-            raise ValueError(
-                Fault(f"low must be below high, got {self.low} and {self.high}", "lower it")
-            )
-        if abs(steps - round(steps)) > 1e-6:
-            raise ValueError(
-                Fault(
-                    f"high must be a whole number of steps above low, got {self.low} to "
-                    f"{self.high} in steps of {self.step}",
-                    "change the step",
-                )
-            )
-        if (self.stages is None) != (self.per != "stage"):
-            raise ValueError(
-                Fault(
-                    "stages must be given with `per: stage`, and only there, got "
-                    f"per: {self.per} and stages: {self.stages}",
-                    "add or remove stages",
-                )
-            )
-        return self
-
-    def grid(self) -> list[float]:
-        """The keep ratios of the space, ascending."""
-        count = round((self.high - self.low) / self.step)
-        return [round(self.low + index * self.step, 9) for index in range(count + 1)]
-
-    def line(self, start: int, end: int, first: int, last: int) -> dict[int, float]:
-        """The keep ratios after `layers[start]` to `layers[end]`, on a straight line.
-
-        Args:
-            first, last: The ratios at both ends, as places in `grid()`, to which those between are
-                rounded. Where `start` is `end`, `first` holds.
-        """
-        grid = self.grid()
-        return {
-            self.layers[place]: grid[_on_line(place, start, end, first, last)]
-            for place in range(start, end + 1)
-        }
 
 
 class AlignmentChoices(FilePart):
     """Alignment settings that are searched; a list of one value fixes it."""
 
-    decay: Annotated[tuple[DecayName, ...], AfterValidator(_distinct)] = _choices(
+    decay: Annotated[tuple[DecayName, ...], AfterValidator(distinct)] = _choices(
         "a list of none, zero_input, neighbor", ("none",)
     )
     strength: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_distinct)
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)
     ] = _choices("a list of numbers in (0, 1]", (1.0,))
-    conv: Annotated[tuple[Literal["compact", "position"], ...], AfterValidator(_distinct)] = (
+    conv: Annotated[tuple[Literal["compact", "position"], ...], AfterValidator(distinct)] = (
         _choices("a list of compact, position", ("compact",))
     )
-
-
-class Schedule(FilePart):
-    """A known schedule, tried before the sampler proposes anything.
-
-    Either `stages`, or `layers` with a list of keep ratios: one schedule for each ratio, the same
-    after each of the layers.
-    """
-
-    name: str = Field(min_length=1, description="what the results call it")
-    stages: tuple[Stage, ...] | None = Field(
-        default=None, strict=False, description="a list such as - {layer: 1, keep_ratio: 0.8}"
-    )
-    layers: Layers | None = Field(
-        default=None, strict=False, description="a list of layers such as [1, 3, 5]"
-    )
-    keep_ratio: Annotated[tuple[KeepRatio, ...], AfterValidator(_distinct)] | None = Field(
-        default=None,
-        strict=False,
-        description="a list of keep ratios, one schedule each",
-    )
-    scorer: str | None = Field(default=None, description="a scorer of the space; else its first")
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Schedule:
-        equal = (self.layers is not None, self.keep_ratio is not None)
-        if equal != (self.stages is None,) * 2:
-            raise ValueError(
-                Fault(
-                    "a schedule must have either stages, or layers and keep_ratio, "
-                    f"got {', '.join(sorted(self.model_fields_set))}",
-                    "keep one of the two forms",
-                )
-            )
-        return self
-
-    def expand(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
-        """Each schedule's name and stages."""
-        if self.stages is not None:
-            yield self.name, self.stages
-        for ratio in self.keep_ratio or ():
-            stages = tuple(Stage(layer=n, keep_ratio=ratio) for n in self.layers or ())
-            yield f"{self.name}@{ratio:g}", stages
 
 
 class SearchSpace(FilePart):
@@ -211,13 +78,9 @@ class SearchSpace(FilePart):
 
     schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
     model: ModelName = Field(description="the name of a model of `ssmprune models`")
-    reduction: Literal["tokens", "grid"] = Field(
-        default="tokens",
-        description="tokens: tokens leave for good; grid: for hierarchical models, a block scans "
-        "a regular subset of its rows and columns",
-    )
+    reduction: ReductionName = Field(default=DEFAULT, description=SUMMARIES)
     ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
-    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(_distinct)] = _choices(
+    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(distinct)] = _choices(
         "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
     )
     scorer_per: Literal["policy", "stage"] = Field(
@@ -229,7 +92,7 @@ class SearchSpace(FilePart):
         default=AlignmentChoices(), description="lists of decay, strength and conv"
     )
     objectives: Annotated[
-        tuple[ObjectiveName, ...], AfterValidator(_distinct), AfterValidator(_few)
+        tuple[ObjectiveName, ...], AfterValidator(distinct), AfterValidator(_few)
     ] = _choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
     limits: Limits = Field(
         default=Limits(),
@@ -309,6 +172,11 @@ class SearchSpace(FilePart):
             find_decay(name)
 
     @property
+    def reducer(self) -> Reduction:
+        """What the stages of its policies do."""
+        return REDUCTIONS[self.reduction]
+
+    @property
     def config(self) -> ModelConfig:
         """The configuration of the space's model."""
         config = find_config(self.model)
@@ -321,12 +189,7 @@ class SearchSpace(FilePart):
 
     def suggest(self, trial: BaseTrial) -> Policy:
         """The policy that a trial stands for; asks the trial for every parameter of the space."""
-        if self.ratios.per == "layer":
-            stages = self._suggest_layers(trial)
-        elif self.ratios.per == "schedule":
-            stages = self._suggest_schedule(trial)
-        else:
-            stages = self._suggest_stages(trial)
+        stages = self.parameterisation.suggest(trial, partial(self._suggest_scorer, trial))
         alignment = Alignment(
             decay=_pick(trial, "decay", self.alignment.decay),
             strength=_pick(trial, "strength", self.alignment.strength),
@@ -337,54 +200,11 @@ class SearchSpace(FilePart):
             scorer = _pick(trial, "scorer", self.scorer)
         return self.normalise(stages, scorer, alignment)
 
-    def _suggest_layers(self, trial: BaseTrial) -> list[Stage]:
-        ratios = self.ratios
-        stages: list[Stage] = []
-        for layer in ratios.layers:
-            ratio = trial.suggest_float(
-                f"keep_ratio_{layer}", ratios.low, ratios.high, step=ratios.step
-            )
-            stages.append(self._suggest_stage(trial, layer, ratio, f"scorer_{layer}"))
-        return stages
-
-    def _suggest_stages(self, trial: BaseTrial) -> list[Stage]:
-        ratios = self.ratios
-        stages: list[Stage] = []
-        for number in range(ratios.stages or 0):
-            index = trial.suggest_int(f"stage_{number}_layer_index", 0, len(ratios.layers) - 1)
-            ratio = trial.suggest_float(
-                f"stage_{number}_keep_ratio", ratios.low, ratios.high, step=ratios.step
-            )
-            name = f"stage_{number}_scorer"
-            stages.append(self._suggest_stage(trial, ratios.layers[index], ratio, name))
-        lowest: dict[int, Stage] = {}  # of those at one layer, the first that keeps fewest
-        for stage in sorted(stages, key=lambda stage: (stage.layer, stage.keep_ratio)):
-            lowest.setdefault(stage.layer, stage)
-        return [*lowest.values()]
-
-    def _suggest_schedule(self, trial: BaseTrial) -> list[Stage]:
-        ratios = self.ratios
-        start, end = sorted(
-            trial.suggest_int(f"{which}_layer_index", 0, len(ratios.layers) - 1)
-            for which in ("first", "last")
-        )
-        ends = [
-            trial.suggest_float(f"{which}_keep_ratio", ratios.low, ratios.high, step=ratios.step)
-            for which in ("first", "last")
-        ]
-        first, last = (round((ratio - ratios.low) / ratios.step) for ratio in ends)
-        line = ratios.line(start, end, first, last)
-        return [
-            self._suggest_stage(trial, layer, line.get(layer, 1.0), f"scorer_{layer}")
-            for layer in ratios.layers
-        ]
-
-    def _suggest_stage(self, trial: BaseTrial, layer: int, ratio: float, name: str) -> Stage:
-        """The stage at `layer`; the trial calls its scorer `name`, where it has one of its own."""
-        scorer = None
-        if self.scorer_per == "stage":
-            scorer = Scorer(name=_pick(trial, name, self.scorer))
-        return Stage(layer=layer, keep_ratio=round(ratio, 9), scorer=scorer)
+    def _suggest_scorer(self, trial: BaseTrial, name: str) -> Scorer | None:
+        """The scorer of a stage, which the trial calls `name`; None where the policy has one."""
+        if self.scorer_per == "policy":
+            return None
+        return Scorer(name=_pick(trial, name, self.scorer))
 
     def params(self, policy: Policy) -> dict[str, Any]:
         """The parameters of a trial for which `suggest` gives this policy.
@@ -397,7 +217,9 @@ class SearchSpace(FilePart):
             raise SpaceError(fault.told())
         alignment = policy.alignment
         scorers = _scorers(policy.stages, policy.scorer.name)
-        params = self._stage_params(policy.stages, scorers)
+        params, chosen = self.parameterisation.params(policy.stages, scorers)
+        if self.scorer_per == "stage" and len(self.scorer) > 1:
+            params |= chosen
         for name, value, choices in (
             ("scorer", scorers[0], self.scorer if self.scorer_per == "policy" else ()),
             ("decay", alignment.decay, self.alignment.decay),
@@ -411,67 +233,17 @@ class SearchSpace(FilePart):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every parameter of a trial, with the values that it can take."""
         ratios = self.ratios
-        everywhere = ratios.layers if ratios.per == "layer" else ratios.layers[: ratios.stages]
-        stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in everywhere)
+        layers = ratios.layers[: ratios.stages]
+        stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in layers)
         policy = self._policy(stages, self.scorer[0], self._first_alignment())
         trial = FixedTrial(self.params(policy))
         self.suggest(trial)
         return trial.distributions
 
-    def _stage_params(self, stages: Sequence[Stage], scorers: Sequence[str]) -> dict[str, Any]:
-        ratios = self.ratios
-        kept = {
-            stage.layer: (stage.keep_ratio, scorer)
-            for stage, scorer in zip(stages, scorers, strict=False)
-        }
-        dense = (ratios.high, scorers[0])
-        params: dict[str, Any] = {}
-        chosen: dict[str, str] = {}
-        if ratios.per == "layer":
-            for layer in ratios.layers:
-                ratio, scorer = kept.get(layer, dense)
-                params[f"keep_ratio_{layer}"], chosen[f"scorer_{layer}"] = ratio, scorer
-        elif ratios.per == "schedule":
-            ends = self._line_ends(stages)
-            assert ends is not None  # `params` has refused what is on no line
-            start, end, *steps = ends
-            params |= {"first_layer_index": start, "last_layer_index": end}
-            params["first_keep_ratio"], params["last_keep_ratio"] = (
-                ratios.grid()[n] for n in steps
-            )
-            chosen = {f"scorer_{n}": kept.get(n, dense)[1] for n in ratios.layers}
-        else:
-            places = list(kept.items()) or [(ratios.layers[0], dense)]
-            for number in range(ratios.stages or 0):
-                layer, (ratio, scorer) = places[min(number, len(places) - 1)]
-                params[f"stage_{number}_layer_index"] = ratios.layers.index(layer)
-                params[f"stage_{number}_keep_ratio"] = ratio
-                chosen[f"stage_{number}_scorer"] = scorer
-        if self.scorer_per == "stage" and len(self.scorer) > 1:
-            params |= chosen
-        return params
-
-    def _line_ends(self, stages: Sequence[Stage]) -> tuple[int, int, int, int] | None:
-        """What `Ratios.line` takes to remove what the stages do; None where no line does.
-
-        Of several lines it is the shortest, then the flattest. Stages that remove nothing do not
-        count, so a line may go on beyond the others and be broken between them.
-        """
-        layers, grid = self.ratios.layers, self.ratios.grid()
-        wanted = self._removing({stage.layer: stage.keep_ratio or 1 for stage in stages})
-        points = [(layers.index(layer), grid.index(ratio)) for layer, ratio in wanted.items()]
-        leftmost, rightmost = (points[0][0], points[-1][0]) if points else (len(layers) - 1, 0)
-        steps = range(len(grid) - 1, -1, -1)
-        pairs = sorted(product(steps, steps), key=lambda pair: abs(pair[0] - pair[1]))
-        for start in range(leftmost, -1, -1):
-            for end in range(max(start, rightmost), len(layers)):
-                for first, last in pairs if points else pairs[:1]:
-                    ends = (start, end, first, last)
-                    if any(_on_line(place, *ends) != step for place, step in points):
-                        continue
-                    if self._removing(self.ratios.line(*ends)) == wanted:
-                        return ends
-        return None
+    @property
+    def parameterisation(self) -> Parameterisation:
+        """How the parameters of a trial stand for stages."""
+        return PARAMETERISATIONS[self.ratios.per](self.ratios, self._removing)
 
     def _removing(self, kept: Mapping[int, float]) -> dict[int, float]:
         """Of keep ratios by layer, those that remove anything."""
@@ -526,7 +298,7 @@ class SearchSpace(FilePart):
         Those that are not in the space or break its FLOPs limits are left out.
         """
         found: list[tuple[str, Policy]] = []
-        for schedule in (self._uniform_schedule(), *self.schedules):
+        for schedule in (uniform_schedule(self.config), *self.schedules):
             for name, stages in schedule.expand():
                 policy = self._schedule_policy(stages, schedule.scorer or self.scorer[0])
                 if policy is None:
@@ -534,11 +306,6 @@ class SearchSpace(FilePart):
                 if self.infeasible(count_flops(self.config, policy).flops) is None:
                     found.append((name, policy))
         return found
-
-    def _uniform_schedule(self) -> Schedule:
-        ends = {self.config.depth * quarter // 4 - 1 for quarter in (1, 2, 3)}
-        layers = tuple(sorted(layer for layer in ends if layer >= 0)) or (0,)
-        return Schedule(name="uniform", layers=layers, keep_ratio=UNIFORM_RATIOS)
 
     def _schedule_policy(self, stages: tuple[Stage, ...], scorer: str) -> Policy | None:
         """The schedule with the first alignment of the space; None when it is not in the space."""
@@ -558,8 +325,8 @@ class SearchSpace(FilePart):
             rule = f"the stages' layers must ascend, got {places}"
             return Fault(rule, "list each once, sorted")
         own = [stage.scorer.name for stage in stages if stage.scorer]
-        if own and self.reduction == "grid":
-            rule = f"scorer must not be given with `reduction: grid`, got {own[0]!r}"
+        if own and not self.reducer.scores:
+            rule = f"scorer must not be given with `reduction: {self.reduction}`, got {own[0]!r}"
             return Fault(rule, "remove it")
         scorers = _scorers(stages, scorer)
         unknown = [name for name in scorers if name not in self.scorer]
@@ -577,40 +344,24 @@ class SearchSpace(FilePart):
                 grid = f"{ratios.low}, {ratios.low + ratios.step:g}, ... {ratios.high}"
                 rule = f"keep_ratio must be one of {grid}, got {stage.keep_ratio}"
                 return Fault(rule, "change it, or ratios.step")
-        if ratios.per == "layer" and ratios.high < 1 and len(stages) < len(ratios.layers):
-            rule = "stages must stand at every layer where ratios.high is below 1.0"
-            return Fault(rule, "raise high")
-        if ratios.stages is not None and len(stages) > ratios.stages:
-            rule = f"stages must be at most {ratios.stages}, got {len(stages)}"
-            return Fault(rule, "raise ratios.stages")
-        if ratios.stages is not None and not stages and ratios.high < 1:
-            return Fault("stages must not be empty where ratios.high is below 1.0", "raise high")
-        if ratios.per == "schedule" and self._line_ends(stages) is None:
-            kept = ", ".join(f"{stage.layer}: {stage.keep_ratio}" for stage in stages) or "none"
-            return Fault(
-                "keep ratios must lie on a line over successive layers of ratios.layers with "
-                f"`per: schedule`, got {kept}",
-                "change them, or write `per: layer`",
-            )
-        return None
+        return self.parameterisation.fault(stages)
 
     def _reduction_faults(self) -> Iterator[Fault]:
-        fitting = "tokens" if self.config.prunable else "grid"
-        if self.reduction != fitting:
+        fitting = fitting_reduction(self.config).name
+        if not self.reducer.fits(self.config):
             yield Fault(
                 f"reduction must be {fitting} for {self.model}, got {self.reduction}",
                 f"write `reduction: {fitting}`",
                 ("reduction",),
             )
-        if self.reduction == "grid":
-            for key in ("scorer", "scorer_per", "alignment"):
-                if getattr(self, key) != SearchSpace.model_fields[key].default:
-                    yield Fault(
-                        f"{key} must not be given with `reduction: grid`, where no token is scored "
-                        "or leaves a gap, got one",
-                        "remove it",
-                        (key,),
-                    )
+        for key in () if self.reducer.scores else ("scorer", "scorer_per", "alignment"):
+            if getattr(self, key) != SearchSpace.model_fields[key].default:
+                yield Fault(
+                    f"{key} must not be given with `reduction: {self.reduction}`, where no token "
+                    "is scored or leaves a gap, got one",
+                    "remove it",
+                    (key,),
+                )
 
     def _schedule_faults(self) -> Iterator[Fault]:
         for index, schedule in enumerate(self.schedules):
@@ -624,11 +375,6 @@ class SearchSpace(FilePart):
 @lru_cache
 def _dense_flops(config: ModelConfig) -> int:
     return count_flops(config).flops
-
-
-def _on_line(place: int, start: int, end: int, first: int, last: int) -> int:
-    """What a straight line from `first` at `start` to `last` at `end` is at `place`, rounded."""
-    return round(first + (last - first) * (place - start) / max(end - start, 1))
 
 
 def _scorers(stages: Sequence[Stage], scorer: str) -> list[str]:

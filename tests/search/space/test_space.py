@@ -18,8 +18,9 @@ from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models import zoo
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.policy import Alignment, Scorer, Stage, conv_fault, scorer_fault
+from ssmprune.policy import Alignment, Scorer, Stage
 from ssmprune.pruning.scorers import scorers as registered
+from ssmprune.stage import conv_fault, scorer_fault
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.space.file import SpaceFile

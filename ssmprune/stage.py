@@ -1,0 +1,145 @@
+"""The parts of a policy: a stage, the scorer that decides at it, the alignment after it.
+
+This is the only place where ratios become token counts.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+
+from ssmprune.bounds import MOST_SEED
+from ssmprune.faults import Fault, listed
+from ssmprune.models.configs import ModelConfig
+from ssmprune.models.zoo import configs
+from ssmprune.pruning.alignment import decays
+from ssmprune.pruning.scorers import scorers
+from ssmprune.registry import Registry
+from ssmprune.yamlfile import FilePart, YamlFile
+
+
+def _known(registry: Registry[Any]) -> AfterValidator:
+    """Holds a name against a registry."""
+
+    def check(name: str, info: ValidationInfo) -> str:
+        if name not in registry:
+            imports = info.context.imports if isinstance(info.context, YamlFile) else ()
+            raise ValueError(registry.unknown(name, imports))
+        return name
+
+    return AfterValidator(check)
+
+
+ScorerName = Annotated[str, _known(scorers)]
+DecayName = Annotated[
+    str,
+    _known(decays),
+    Field(json_schema_extra=lambda schema: schema.update(enum=[*decays.filed()])),
+]
+ModelName = Annotated[str, _known(configs)]
+
+
+class Scorer(FilePart):
+    """The rule that gives each token its importance."""
+
+    name: ScorerName = Field(
+        default="clipped_sum",
+        description="the name of a scorer, such as clipped_sum or l1",
+        json_schema_extra=lambda schema: schema.update(enum=[*sorted(scorers.filed())]),
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_SEED,
+        description="seed of the random scorer, 0 or more",
+    )
+
+
+class Stage(FilePart):
+    """One pruning step: tokens leave after block `layer`, or block `layer` scans fewer of them."""
+
+    layer: int = Field(
+        ge=0,
+        description="the block after which tokens leave, counted from 0; "
+        "with `reduction: grid` the block that scans a share of its tokens",
+    )
+    keep_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the patch tokens entering the stage that stay; "
+        "with `reduction: grid` share of the block's tokens that are scanned: "
+        "ceil(sqrt(keep_ratio) * n) of its n rows and of its n columns, evenly spaced; "
+        "1.0 keeps every token",
+    )
+    keep_count: int | None = Field(
+        default=None, ge=1, description="the exact number of patch tokens that stay, 1 or more"
+    )
+    scorer: Scorer | None = Field(
+        default=None, description="the scorer of this stage; without it, the policy's"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Stage:
+        if (self.keep_ratio is None) == (self.keep_count is None):
+            got = "neither" if self.keep_ratio is None else "both"
+            raise ValueError(Fault(f"a stage must have either keep_ratio or keep_count, got {got}"))
+        return self
+
+    def keep(self, entering: int) -> int:
+        """Patch tokens that stay of `entering`: the exact count, or ceil(ratio * entering)."""
+        if self.keep_count is not None:
+            return self.keep_count
+        return _share(self.keep_ratio or 1, entering)
+
+    def keep_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that are scanned: ceil(sqrt(ratio) * n) of n."""
+        rows, columns = (
+            math.isqrt(_share(self.keep_ratio or 1, n * n) - 1) + 1 for n in (height, width)
+        )
+        return rows, columns
+
+
+@lru_cache(maxsize=65536)
+def _share(ratio: float, count: int) -> int:
+    """ceil(ratio * count) for the ratio as it is written: 0.7 is 7/10."""
+    return math.ceil(Fraction(repr(float(ratio))) * count)
+
+
+class Alignment(FilePart):
+    """How the scan and the convolution treat the places of pruned tokens."""
+
+    decay: DecayName = Field(
+        default="none", description="the state's decay over a gap: none, zero_input or neighbor"
+    )
+    strength: float = Field(
+        default=1.0, ge=0, le=1, description="share of the gap's decay, in [0, 1]"
+    )
+    conv: Literal["compact", "position"] = Field(
+        default="compact",
+        description="what the convolution reads: compact neighbours, or true positions",
+    )
+
+
+def scorer_fault(name: str, config: ModelConfig) -> Fault | None:
+    """Why a scorer cannot serve the model; None where it can, and where it is unknown."""
+    if config.prefix_positions or name not in scorers or not scorers[name].class_token:
+        return None
+    others = listed(sorted(n for n in scorers.names() if not scorers[n].class_token))
+    return Fault(
+        f"scorer must do without a class token on {config.name}, got {name!r}", f"use {others}"
+    )
+
+
+def conv_fault(conv: str, config: ModelConfig) -> Fault | None:
+    """Why a convolution cannot serve the model; None where it can."""
+    if conv != "compact" or not config.convolves_grid:
+        return None
+    return Fault(
+        f"conv must be position on {config.name}, whose convolution reads the grid, got {conv!r}",
+        "set alignment.conv to position",
+    )
