@@ -16,7 +16,7 @@ import torch
 from benchmarks.record import apart
 from ssmprune.data import open_images_for
 from ssmprune_search.evaluation.evaluator import PREFIX_BYTES, ModelEvaluator, ModelEvaluators
-from ssmprune_search.run.launch import find_checkpoint
+from ssmprune_search.run.settings import find_checkpoint
 from ssmprune_search.space.space import SearchSpace
 
 TITLE = "Resident memory of a worker after so many candidates, MiB"

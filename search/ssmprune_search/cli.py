@@ -359,7 +359,7 @@ def _recover(
     from ssmprune.output import show
     from ssmprune_search.results.recovery import recover
     from ssmprune_search.run.directory import RunDirectory
-    from ssmprune_search.run.launch import find_checkpoint
+    from ssmprune_search.run.settings import find_checkpoint
 
     weights = find_checkpoint(checkpoint, RunDirectory.open(run).space.model)
     found = recover(run, epochs, checkpoint=weights, device=device, **settings)

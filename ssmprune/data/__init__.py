@@ -62,11 +62,7 @@ def open_images(
         UsageError: The data set is unknown, or an argument does not fit it.
         DataError: The folder is missing, or holds no classes or no images.
     """
-    if split not in SPLITS:
-        raise UsageError(unknown_name("split", split, SPLITS))
-    _check_positive("batch_size", batch_size)
-    if limit is not None:
-        _check_positive("limit", limit)
+    _check_call(split, batch_size, limit)
     if name == "digits":
         from ssmprune.data import digits
 
@@ -207,6 +203,14 @@ def _check_digits(image_size: tuple[int, int], channels: int, num_classes: int |
 
     digits.check_shape(image_size, channels)
     classes.check_count(len(digits.CLASSES), num_classes, digits.NAME)
+
+
+def _check_call(split: str, batch_size: int, limit: int | None) -> None:
+    if split not in SPLITS:
+        raise UsageError(unknown_name("split", split, SPLITS))
+    _check_positive("batch_size", batch_size)
+    if limit is not None:
+        _check_positive("limit", limit)
 
 
 def _check_positive(option: str, value: int) -> None:

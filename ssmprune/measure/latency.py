@@ -71,13 +71,7 @@ def compare_latency(
     Raises:
         UsageError: `repeats` is below 6 or `warmup` is negative.
     """
-    if repeats < MIN_REPEATS:
-        raise UsageError(
-            f"repeats must be at least {MIN_REPEATS}, got {repeats}; with fewer pairs there is no "
-            "95 % interval of the median."
-        )
-    if warmup < 0:
-        raise UsageError(f"warmup must not be negative, got {warmup}.")
+    _check_pairs(repeats, warmup)
     device = images.device
     clock = _time_on_cuda if device.type == "cuda" else _time_on_cpu
     dense_ms: list[float] = []
@@ -105,6 +99,16 @@ def compare_latency(
         backend=backend,
         repeats=repeats,
     )
+
+
+def _check_pairs(repeats: int, warmup: int) -> None:
+    if repeats < MIN_REPEATS:
+        raise UsageError(
+            f"repeats must be at least {MIN_REPEATS}, got {repeats}; with fewer pairs there is no "
+            "95 % interval of the median."
+        )
+    if warmup < 0:
+        raise UsageError(f"warmup must not be negative, got {warmup}.")
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:

@@ -92,85 +92,140 @@ def train(
     """
     imports = absolute(imports)
     import_modules(imports)
-    settings = settings or load_recipe("scratch" if init is None else "fine_tune")
-    device = torch.device(device)
     find_config(model)
+    device = torch.device(device)
     faults = Faults()
     resolved: Policy | None = None
     with faults.gathered():
         resolved = load_for(policy, model) if isinstance(policy, str | Path) else policy
     with faults.gathered():
         data = absolute_name(data)
-    weights = Path(init).absolute() if init else None
     job = Job(
         model,
         data,
         Path(out).absolute(),
-        settings,
+        settings or load_recipe("scratch" if init is None else "fine_tune"),
         resolved,
-        weights,
+        Path(init).absolute() if init else None,
         progress,
         checkpoint_key,
         num_classes,
         imports,
     )
-    with faults.gathered():
-        _check_shares(settings, workers)
-    opened: TrainingData | None = None
-    with faults.gathered():
-        opened = TrainingData.open(job)
-        job = replace(job, num_classes=_classes(job, opened, num_classes))
-    network: Backbone | None = None
-    with faults.gathered():
-        network = _check_model(job, workers, device)
-    directory = TrainDirectory(out)
-    with faults.gathered():
-        directory.check_free()
-    with faults.gathered():
-        if opened is not None and not directory.read_record():
-            check_images(data)
-    on_ray = workers > 1 or address is not None
-    if on_ray:
-        from ssmprune.ray_session import check_ray
-
-        with faults.gathered():
-            check_ray(address)
-    faults.tell()
-    assert opened is not None and network is not None
-    with directory.claim(_identity(job, opened)):
-        record = directory.read_record()
-        if not record:
-            record = {
-                "config": _identity(job, opened),
-                "data": data,
-                "init": weights and str(weights),
-                "checkpoint_key": network.checkpoint_key,
-                "command": command,
-                "imports": list(imports),
-                "device": str(device),
-                "workers": workers,
-                "threads": torch.get_num_threads(),
-                "versions": {name: version(name) for name in _PACKAGES}
-                | {"python": platform.python_version(), **installed_versions()},
-            }
-            directory.write_record(record)
-        if "result" not in record:
-            if not on_ray:
-                loop.run(job, opened, device)
-            else:
-                from ssmprune.training.cluster import run_on_ray
-
-                gpus = float(device.type == "cuda") if gpus_per_worker is None else gpus_per_worker
-                steps = settings.total_steps(opened.stream.images)
-                run_on_ray(job, steps, workers, gpus, address)
-        record = directory.read_record()
+    gpus = float(device.type == "cuda") if gpus_per_worker is None else gpus_per_worker
+    place = _Place(device, workers, gpus, address)
+    run = _check(job, place, faults)
+    with run.directory.claim(_identity(run.job, run.data)):
+        if not run.directory.read_record():
+            run.directory.write_record(_record(run, place, command))
+        if "result" not in run.directory.read_record():
+            place.train(run)
+        record = run.directory.read_record()
     result = record["result"]
     return TrainResult(
-        directory.model_path,
+        run.directory.model_path,
         Accuracy(**result["holdout"]),
         Accuracy(**record["before"]) if "before" in record else None,
         result["wall_s"],
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose parts fit together.
+
+    Attributes:
+        checkpoint_key: Where in its file the weights lie that it begins with.
+    """
+
+    job: Job
+    data: TrainingData
+    directory: TrainDirectory
+    checkpoint_key: str | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run trains; Ray takes it where there are several workers or a cluster.
+
+    Attributes:
+        gpus: GPUs of each worker.
+    """
+
+    device: torch.device
+    workers: int
+    gpus: float
+    address: str | None
+
+    @property
+    def is_on_ray(self) -> bool:
+        return self.workers > 1 or self.address is not None
+
+    def check(self) -> None:
+        """Make sure that Ray can be used, where it has to be.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        if self.is_on_ray:
+            from ssmprune.ray_session import check_ray
+
+            check_ray(self.address)
+
+    def train(self, run: _Run) -> None:
+        """Train, and measure the result."""
+        if not self.is_on_ray:
+            loop.run(run.job, run.data, self.device)
+            return
+        from ssmprune.training.cluster import run_on_ray
+
+        steps = run.job.settings.total_steps(run.data.stream.images)
+        run_on_ray(run.job, steps, self.workers, self.gpus, self.address)
+
+
+def _check(job: Job, place: _Place, faults: Faults) -> _Run:
+    """A run, if everything that is asked for fits together; writes nothing.
+
+    Args:
+        faults: What is known to be wrong already; told along.
+    """
+    with faults.gathered():
+        _check_shares(job.settings, place.workers)
+    data: TrainingData | None = None
+    with faults.gathered():
+        data = TrainingData.open(job)
+        job = replace(job, num_classes=_classes(job, data, job.num_classes))
+    network: Backbone | None = None
+    with faults.gathered():
+        network = _check_model(job, place.workers, place.device)
+    directory = TrainDirectory(job.out)
+    with faults.gathered():
+        directory.check_free()
+    with faults.gathered():
+        if data is not None and not directory.read_record():
+            check_images(job.data)
+    with faults.gathered():
+        place.check()
+    faults.tell()
+    assert data is not None and network is not None
+    return _Run(job, data, directory, network.checkpoint_key)
+
+
+def _record(run: _Run, place: _Place, command: str) -> dict[str, Any]:
+    """What is known of a run before its first step."""
+    return {
+        "config": _identity(run.job, run.data),
+        "data": run.job.data,
+        "init": run.job.init and str(run.job.init),
+        "checkpoint_key": run.checkpoint_key,
+        "command": command,
+        "imports": list(run.job.imports),
+        "device": str(place.device),
+        "workers": place.workers,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version(), **installed_versions()},
+    }
 
 
 def _identity(job: Job, data: TrainingData) -> dict[str, Any]:

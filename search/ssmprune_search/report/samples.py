@@ -98,20 +98,8 @@ def open_bench(
     """
     info = outcome.run.info
     call, identity, model = info["call"], info["identity"], outcome.run.space.model
+    _refuse_others(outcome, checkpoint, checkpoint_key)
     sha256 = str(identity["checkpoint"])
-    if checkpoint is not None and not _is_file_of(Path(checkpoint), sha256):
-        raise RunError(
-            f"--checkpoint must be the weights that {outcome.run.path} was searched with, sha256 "
-            f"{sha256}, got {checkpoint}; give that file, or leave the option out."
-        )
-    if checkpoint_key is not None and checkpoint_key != identity.get(
-        "checkpoint_key", checkpoint_key
-    ):
-        searched = identity["checkpoint_key"] or "none"
-        raise RunError(
-            f"--checkpoint-key must be the one that {outcome.run.path} was searched with, "
-            f"{searched}, got {checkpoint_key}; give that one, or leave the option out."
-        )
     known = [Path(p) for p in (checkpoint, call.get("checkpoint"), shipped_checkpoint(model)) if p]
     found = next((p for p in known if _is_file_of(p, sha256)), None)
     if found is None:
@@ -147,6 +135,25 @@ def open_bench(
         )
     threads = int(outcome.dense.latency_protocol.get("threads", torch.get_num_threads()))
     return Bench(evaluators, threads), None
+
+
+def _refuse_others(
+    outcome: Outcome, checkpoint: str | Path | None, checkpoint_key: str | None
+) -> None:
+    """Refuse weights that are not those of the search."""
+    identity = outcome.run.info["identity"]
+    sha256 = str(identity["checkpoint"])
+    if checkpoint is not None and not _is_file_of(Path(checkpoint), sha256):
+        raise RunError(
+            f"--checkpoint must be the weights that {outcome.run.path} was searched with, sha256 "
+            f"{sha256}, got {checkpoint}; give that file, or leave the option out."
+        )
+    searched = identity.get("checkpoint_key", checkpoint_key)
+    if checkpoint_key is not None and checkpoint_key != searched:
+        raise RunError(
+            f"--checkpoint-key must be the one that {outcome.run.path} was searched with, "
+            f"{searched or 'none'}, got {checkpoint_key}; give that one, or leave the option out."
+        )
 
 
 def _is_file_of(path: Path, sha256: str) -> bool:

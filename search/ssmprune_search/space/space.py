@@ -5,8 +5,7 @@ With `parameterisation` it is the only place that knows the names of an Optuna t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,13 +28,18 @@ from ssmprune.pruning.reductions import (
     REDUCTIONS,
     SUMMARIES,
     ReductionName,
-    fitting_reduction,
 )
 from ssmprune.pruning.scorers import find_scorer
 from ssmprune.stage import Alignment, DecayName, ModelName, Scorer, ScorerName, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.objective import OBJECTIVES, ObjectiveName
+from ssmprune_search.space.checks import (
+    outside,
+    reduction_faults,
+    schedule_faults,
+    stage_scorers,
+)
 from ssmprune_search.space.faults import unfit
 from ssmprune_search.space.limits import Limits
 from ssmprune_search.space.parameterisation import PARAMETERISATIONS, Parameterisation
@@ -145,8 +149,8 @@ class SearchSpace(FilePart):
         file.imports = file.imports or recorded(file.data.get("imports"))
         space = parse(file, cls, SpaceError, unfit(file.data))
         faults = [
-            *space._reduction_faults(),
-            *space._schedule_faults(),
+            *reduction_faults(space),
+            *schedule_faults(space),
             *space.limits.faults(space.objectives),
         ]
         if faults:
@@ -212,11 +216,11 @@ class SearchSpace(FilePart):
         Raises:
             SpaceError: The policy is not in the space.
         """
-        fault = self._outside(policy.stages, policy.scorer.name)
+        fault = outside(self, policy.stages, policy.scorer.name)
         if fault:
             raise SpaceError(fault.told())
         alignment = policy.alignment
-        scorers = _scorers(policy.stages, policy.scorer.name)
+        scorers = stage_scorers(policy.stages, policy.scorer.name)
         params, chosen = self.parameterisation.params(policy.stages, scorers)
         if self.scorer_per == "stage" and len(self.scorer) > 1:
             params |= chosen
@@ -268,7 +272,7 @@ class SearchSpace(FilePart):
             scorer, alignment = self.scorer[0], Alignment()
         elif alignment.decay == "none":
             alignment = Alignment(conv=alignment.conv)
-        scorers = _scorers(kept, scorer)
+        scorers = stage_scorers(kept, scorer)
         kept = [
             stage.model_copy(update={"scorer": None if name == scorers[0] else Scorer(name=name)})
             for stage, name in zip(kept, scorers, strict=False)
@@ -309,7 +313,7 @@ class SearchSpace(FilePart):
 
     def _schedule_policy(self, stages: tuple[Stage, ...], scorer: str) -> Policy | None:
         """The schedule with the first alignment of the space; None when it is not in the space."""
-        if self._outside(stages, scorer):
+        if outside(self, stages, scorer):
             return None
         return self.normalise(stages, scorer, self._first_alignment())
 
@@ -317,69 +321,10 @@ class SearchSpace(FilePart):
         choices = self.alignment
         return Alignment(decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0])
 
-    def _outside(self, stages: Sequence[Stage], scorer: str) -> Fault | None:
-        """Why stages are not in the space; None when they are."""
-        ratios = self.ratios
-        places = [stage.layer for stage in stages]
-        if places != sorted(set(places)):
-            rule = f"the stages' layers must ascend, got {places}"
-            return Fault(rule, "list each once, sorted")
-        own = [stage.scorer.name for stage in stages if stage.scorer]
-        if own and not self.reducer.scores:
-            rule = f"scorer must not be given with `reduction: {self.reduction}`, got {own[0]!r}"
-            return Fault(rule, "remove it")
-        scorers = _scorers(stages, scorer)
-        unknown = [name for name in scorers if name not in self.scorer]
-        if unknown:
-            rule = f"scorer must be one of {list(self.scorer)}, got {unknown[0]!r}"
-            return Fault(rule, "add it to scorer")
-        if self.scorer_per == "policy" and len(set(scorers)) > 1:
-            rule = "stages must share one scorer with `scorer_per: policy`"
-            return Fault(f"{rule}, got {', '.join(scorers)}", "write `scorer_per: stage`")
-        for stage in stages:
-            if stage.layer not in ratios.layers:
-                rule = f"layer must be one of ratios.layers, got {stage.layer}"
-                return Fault(rule, f"the layers are {list(ratios.layers)}")
-            if stage.keep_ratio not in ratios.grid():
-                grid = f"{ratios.low}, {ratios.low + ratios.step:g}, ... {ratios.high}"
-                rule = f"keep_ratio must be one of {grid}, got {stage.keep_ratio}"
-                return Fault(rule, "change it, or ratios.step")
-        return self.parameterisation.fault(stages)
-
-    def _reduction_faults(self) -> Iterator[Fault]:
-        fitting = fitting_reduction(self.config).name
-        if not self.reducer.fits(self.config):
-            yield Fault(
-                f"reduction must be {fitting} for {self.model}, got {self.reduction}",
-                f"write `reduction: {fitting}`",
-                ("reduction",),
-            )
-        for key in () if self.reducer.scores else ("scorer", "scorer_per", "alignment"):
-            if getattr(self, key) != SearchSpace.model_fields[key].default:
-                yield Fault(
-                    f"{key} must not be given with `reduction: {self.reduction}`, where no token "
-                    "is scored or leaves a gap, got one",
-                    "remove it",
-                    (key,),
-                )
-
-    def _schedule_faults(self) -> Iterator[Fault]:
-        for index, schedule in enumerate(self.schedules):
-            for _, stages in schedule.expand():
-                fault = self._outside(stages, schedule.scorer or self.scorer[0])
-                if fault:
-                    yield replace(fault, location=("schedules", index))
-                    break
-
 
 @lru_cache
 def _dense_flops(config: ModelConfig) -> int:
     return count_flops(config).flops
-
-
-def _scorers(stages: Sequence[Stage], scorer: str) -> list[str]:
-    """The scorer of each stage, where `scorer` is the policy's; that one if there is no stage."""
-    return [stage.scorer.name if stage.scorer else scorer for stage in stages] or [scorer]
 
 
 def _pick(trial: BaseTrial, name: str, choices: tuple[Any, ...]) -> Any:

@@ -13,7 +13,7 @@ import yaml
 from ssmprune.errors import SpaceError
 from ssmprune_search.run.directory import RunDirectory
 from tests.extension_code import MODELS, SCORERS, install, write_module
-from tests.test_extensions import CLI, python, refused, told
+from tests.test_extensions import COMMAND, python, refused, told
 
 SPACE = """\
 schema: ssmprune.space/1
@@ -43,15 +43,15 @@ def test_own_run_imports_what_it_was_searched_with(named: Path, tmp_path: Path) 
         "from ssmprune_search.run.directory import RunDirectory\n"
         "print(RunDirectory(sys.argv[1]).space.scorer)"
     )
-    assert "peak" in told(code, named, folder=tmp_path)
+    assert "peak" in told("-c", code, named, folder=tmp_path)
 
 
 def test_own_run_says_where_its_module_was(named: Path, tmp_path: Path) -> None:
     module = named.parent / "my_scorers.py"
     moved = module.rename(tmp_path / "moved.py")
     call = ("front", named, "--csv")
-    refused(python(CLI, *call, folder=tmp_path), 1, f"no file {module}", "where it is now")
-    assert "trial" in told(CLI, *call, "--import", moved, folder=tmp_path)
+    refused(python(*COMMAND, *call, folder=tmp_path), 1, f"no file {module}", "where it is now")
+    assert "trial" in told(*COMMAND, *call, "--import", moved, folder=tmp_path)
 
 
 def test_run_of_somebody_else_imports_nothing_and_says_what_it_needs(
@@ -81,20 +81,20 @@ def test_scorer_and_decay_of_a_space_go_from_the_search_to_the_exported_policy(
     module = write_module(home / "my_scorers.py", SCORERS)
     write_module(home / "space.yaml", SPACE)
     search = ("search", "space.yaml", "--workers", 2, "--out", "run")
-    told(CLI, *search, "--trials", 4, folder=home)
-    told(CLI, *search, "--trials", 5, "--resume", folder=home)
+    told(*COMMAND, *search, "--trials", 4, folder=home)
+    told(*COMMAND, *search, "--trials", 5, "--resume", folder=home)
     run = home / "run"
     assert searched(run)["imports"] == [str(module)]
     assert str(module) in (run / "space.yaml").read_text()
-    assert "peak" in told(CLI, "front", "../home/run", "--csv", folder=away)
-    told(CLI, "export", "../home/run", "-o", "policy.yaml", folder=away)
+    assert "peak" in told(*COMMAND, "front", "../home/run", "--csv", folder=away)
+    told(*COMMAND, "export", "../home/run", "-o", "policy.yaml", folder=away)
     policy = yaml.safe_load((away / "policy.yaml").read_text())
     assert policy["provenance"]["imports"] == [str(module)]
     assert policy["scorer"]["name"] == "peak"
     measure = ("eval", "--model", "vim_nano", "--data", "digits", "--policy", "policy.yaml")
     needs = f"it was made with `--import {module}`"
-    refused(python(CLI, *measure, folder=away), 1, "unknown scorer 'peak'", needs)
-    shown = told(CLI, *measure, "--json", "--import", "../home/my_scorers.py", folder=away)
+    refused(python(*COMMAND, *measure, folder=away), 1, "unknown scorer 'peak'", needs)
+    shown = told(*COMMAND, *measure, "--json", "--import", "../home/my_scorers.py", folder=away)
     assert json.loads(shown)["top1"] == pytest.approx(
         policy["measured"]["holdout"]["top1"], abs=0.01
     )
@@ -113,21 +113,21 @@ def test_family_of_an_installed_package_is_searched_and_trained_by_all_workers(
         "torch.manual_seed(0)\n"
         "save_file(create_model('front_vim_nano').state_dict(), 'weights.safetensors')"
     )
-    told(code, folder=tmp_path, path=site)
+    told("-c", code, folder=tmp_path, path=site)
     space = SPACE.replace("vim_nano", "front_vim_nano").replace("imports:", "# imports:")
     write_module(tmp_path / "space.yaml", space.replace("[1, 3]", "[1, 2]"))
     search = ("search", "space.yaml", "--trials", 3, "--checkpoint", "weights.safetensors")
     imports = ("--import", "my_scorers.py")
-    told(CLI, *search, *imports, "--out", "run", folder=tmp_path, path=site)
+    told(*COMMAND, *search, *imports, "--out", "run", folder=tmp_path, path=site)
     assert searched(tmp_path / "run")["imports"] == [str(module)]
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["versions"]["my-package"] == "1.0"
     resume = (*search[:3], 4, *search[4:], "--out", "run", "--resume")
-    told(CLI, *resume, folder=tmp_path, path=site)
-    told(CLI, "export", "run", "-o", "policy.yaml", folder=tmp_path, path=site)
+    told(*COMMAND, *resume, folder=tmp_path, path=site)
+    told(*COMMAND, "export", "run", "-o", "policy.yaml", folder=tmp_path, path=site)
     train = ("train", "--model", "front_vim_nano", "--data", "digits", "--policy", "policy.yaml")
     brief = ("--steps", 2, "--batch-size", 8, "--workers", 2, "--out", "trained", "--json")
-    told(CLI, *train, *brief, *imports, folder=tmp_path, path=site)
+    told(*COMMAND, *train, *brief, *imports, folder=tmp_path, path=site)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_search_whose_workers_do_not_know_a_name_says_what_they_need(tmp_path: P
         "            evaluators=SyntheticEvaluators('vim_nano'))\n"
         "except RunError as fault: print(fault)"
     )
-    shown = told(code, folder=tmp_path)
+    shown = told("-c", code, folder=tmp_path)
     assert "the workers of a search must run, but" in shown
     assert "unknown scorer 'peak'" in shown
     assert "a scorer of your own needs `--import MODULE`" in shown

@@ -22,7 +22,7 @@ from ssmprune.ray_session import running_ray
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
-from ssmprune_search.run import launch
+from ssmprune_search.run import watch
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.study.race import Race
 
@@ -182,7 +182,7 @@ def test_search_ends_when_its_node_has_died_though_workers_live_on(
     ray_here: None, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    monkeypatch.setattr(launch, "is_cut_off", lambda: evaluated(run_dir) > 0)
+    monkeypatch.setattr(watch, "is_cut_off", lambda: evaluated(run_dir) > 0)
     with pytest.raises(RunError, match="its node on this machine has died; go on with --resume"):
         go(space, run_dir, 3000)
     monkeypatch.undo()
