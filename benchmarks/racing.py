@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from benchmarks.policy_table import SPACE, PolicyTable
 from ssmprune.measure.accuracy import wilson_interval
 from ssmprune.policy import Policy
+from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
 from ssmprune_search.run.directory import RunDirectory
-from ssmprune_search.study.race import Cost, Race
-from ssmprune_search.study.study import Owner, Study
+from ssmprune_search.study.race import Race
+from ssmprune_search.study.records import Owner
+from ssmprune_search.study.study import Study
 
 TITLE = "Searches replayed on 2,589 measured policies, medians of 20 seeds"
 SAMPLERS = ("random", "nsga2", "tpe", "ehvi", "auto")

@@ -27,7 +27,6 @@ import ray
 from optuna.storages import (
     GrpcStorageProxy,
     InMemoryStorage,
-    JournalStorage,
     run_grpc_proxy_server,
 )
 from optuna.trial import FixedTrial
@@ -36,9 +35,9 @@ from ray.cluster_utils import Cluster
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
+from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.run.launch import search
 from ssmprune_search.space.space import SearchSpace
-from ssmprune_search.study.journal import JournalFile
 from ssmprune_search.study.race import Race
 
 TITLE = "Workers on a Ray cluster of four nodes on this machine, evaluations that sleep"
@@ -91,13 +90,11 @@ def steady_rate(told: Iterable[list[float]]) -> float:
     return sum((len(times) - 1) / (max(times) - min(times)) for times in told)
 
 
-def told_by_worker(journal: Path) -> dict[str, list[float]]:
-    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFile(journal)))
+def told_by_worker(run: Path) -> dict[str, list[float]]:
     told = defaultdict[str, list[float]](list)
-    for trial in study.trials:
-        if "measurement" in trial.user_attrs:
-            process = trial.user_attrs["candidate"]["owner"]["process"]
-            told[process].append(trial.datetime_complete.timestamp())
+    for record in RunDirectory.open(run).study().records():
+        if record.is_measured:
+            told[record.owner.process].append(record.ended.timestamp())
     return told
 
 
@@ -116,7 +113,7 @@ def case(sampler: str, workers: int, seconds: float, trials: int) -> dict[str, A
             evaluators=SleepingEvaluators("vim_nano", seconds, workers, folder / "there"),
             progress=False,
         )
-        told = told_by_worker(folder / "run" / "study.journal")
+        told = told_by_worker(folder / "run")
     assert len(told) == workers
     return row("the search", sampler, workers, seconds, trials, steady_rate(told.values()))
 

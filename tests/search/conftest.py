@@ -22,7 +22,8 @@ from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
-from ssmprune_search.study.study import Owner, Study
+from ssmprune_search.study.records import Owner
+from ssmprune_search.study.study import Study
 
 SPACE = """\
 schema: ssmprune.space/1

@@ -37,7 +37,7 @@ class Measurement:
         paper_flops: Multiply-adds on the rule of the family's publications.
         latency_ms: Milliseconds for one batch: dense latency times `latency_ratio`. NaN on the
             holdout, and when latency is no objective of the search. For a candidate that was
-            stopped early or has paused its rival's, which is no higher.
+            stopped early or has paused its incumbent's, which is no higher.
         latency_ratio: Median of paired runs, pruned over dense, with its 95 % interval.
         latency_protocol: Device and settings that latency was measured with.
         peak_memory_bytes: Most bytes that the tensors of one forward pass take at one time, for one

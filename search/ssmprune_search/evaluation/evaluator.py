@@ -55,8 +55,8 @@ class Evaluator(Protocol):
         Args:
             race: Is shown what the policy gets right, in the order of the images; those that it
                 knows of are not classified again. The latency of a policy whose race ends early is
-                not measured: it is given that of its rival. A rival that takes more memory is
-                dropped where peak memory is an objective.
+                not measured: it is given that of its incumbent. Where peak memory is an objective,
+                an incumbent that takes more of it is dropped.
         """
         ...
 
@@ -228,9 +228,9 @@ class ModelEvaluator:
         if "latency_ms" not in self._setting.objectives or self._images.split == "holdout":
             return dict.fromkeys(LATENCY_FIGURES, math.nan)
         if race.ended_early:
-            assert race.rival is not None
+            assert race.incumbent is not None
             unknown = dict.fromkeys(LATENCY_FIGURES, math.nan)
-            return {**unknown, "latency_ms": race.rival.search.latency_ms}
+            return {**unknown, "latency_ms": race.incumbent.search.latency_ms}
         found = compare_latency(
             self._unpruned,
             self._pruned,

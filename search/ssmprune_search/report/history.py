@@ -58,8 +58,9 @@ def follow(outcome: Outcome, study: Study) -> list[Moment]:
     Where latency is an objective the curve may dip: a candidate that is as fast within the noise
     can take the place of one that was timed faster.
     """
-    ended = {t.number: t.datetime_complete for t in study.trials() if t.datetime_complete}
-    begun = min(t.datetime_start for t in study.trials() if t.datetime_start)
+    records = study.records()
+    ended = {record.number: record.ended for record in records if record.ended}
+    begun = min(record.begun for record in records if record.begun)
     in_order = sorted(outcome.candidates, key=lambda c: ended[c.trial])
     numbers = {round(n) for n in np.linspace(1, len(in_order), MOMENTS)}
     moments = []

@@ -18,8 +18,9 @@ from ssmprune.extensions import import_modules, recorded
 from ssmprune.files import LOCK, holding, is_held, write_atomically
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.space.space import SearchSpace
+from ssmprune_search.study.records import Owner
 from ssmprune_search.study.storage import Database, Place, without_password
-from ssmprune_search.study.study import Owner, Study
+from ssmprune_search.study.study import Study
 
 SCHEMA = "ssmprune.run/1"
 

@@ -40,8 +40,11 @@ SAMPLERS = ("auto", "ehvi", "gp", "nsga2", "qmc", "random", "tpe")
 
 Distributions = Mapping[str, BaseDistribution]
 
-Gains = Callable[[Sequence[dict[str, Any]]], list[float] | None]
-"""What proposals promise, by their parameters, below zero for none; None before that is known."""
+Improvements = Callable[[Sequence[dict[str, Any]]], list[float] | None]
+"""Expected improvements of proposals, by their parameters.
+
+Negative for proposals that are not to be made; None before enough is known.
+"""
 
 _POPULATION = 24
 _NEIGHBOURS = 24  # that one proposal of `ehvi` is chosen from
@@ -71,16 +74,16 @@ class _Gp(_KnownSpace, GPSampler): ...
 
 
 class EhviSampler(_KnownSpace, RandomSampler):
-    """Proposes what promises most hypervolume, of neighbours of the front and of random candidates.
+    """Proposes the largest expected improvement, of neighbours of the front and random candidates.
 
-    A neighbour is a member drawn at random with a few parameters moved: one, and each further one
-    with a chance of one in their number; a number by one or two steps of its grid, a choice to any
-    other. Before anything can be promised all are random.
+    A neighbour is a member drawn at random with one parameter moved, and each further one with a
+    chance of one in their number. A number moves by one or two steps of its grid, a choice to any
+    other. Before enough is known for an expectation, all proposals are random.
     """
 
-    def __init__(self, distributions: Distributions, seed: int, gains: Gains):
+    def __init__(self, distributions: Distributions, seed: int, improvements: Improvements):
         super().__init__(distributions, seed=seed)
-        self._dice, self._gains = random.Random(seed), gains
+        self._dice, self._improvements = random.Random(seed), improvements
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -92,10 +95,10 @@ class EhviSampler(_KnownSpace, RandomSampler):
         ]
         if members:
             proposals += [self._neighbour(members) for _ in range(_NEIGHBOURS)]
-        gains = self._gains(proposals)
-        if gains is None or max(gains) < 0:
+        improvements = self._improvements(proposals)
+        if improvements is None or max(improvements) < 0:
             return {}
-        return proposals[gains.index(max(gains))]
+        return proposals[improvements.index(max(improvements))]
 
     def _neighbour(self, members: list[dict[str, Any]]) -> dict[str, Any]:
         params, names = dict(self._dice.choice(members)), list(self._distributions)
@@ -137,7 +140,7 @@ def _best(study: Study) -> list[FrozenTrial]:
 
 
 def make_sampler(
-    name: str, seed: int, proposal: int, distributions: Distributions, gains: Gains
+    name: str, seed: int, proposal: int, distributions: Distributions, improvements: Improvements
 ) -> BaseSampler:
     """The sampler for one proposal.
 
@@ -146,7 +149,7 @@ def make_sampler(
         seed: Seed of the search.
         proposal: Number of the proposal.
         distributions: The parameters of every trial.
-        gains: What proposals promise.
+        improvements: Tells the expected improvements of proposals.
 
     Raises:
         UsageError: There is no such sampler.
@@ -160,7 +163,7 @@ def make_sampler(
         if name == "tpe":
             return _Tpe(distributions, multivariate=True, constant_liar=True, seed=own_seed)
         if name == "ehvi":
-            return EhviSampler(distributions, own_seed, gains)
+            return EhviSampler(distributions, own_seed, improvements)
         if name == "random":
             return RandomSampler(seed=own_seed)
         if name == "gp":

@@ -1,92 +1,132 @@
-"""What candidates promise: the hypervolume that each is expected to add to what has been found.
+"""Which candidates see images, and how many: candidates wait, and the best of them go on.
 
-Early stopping spends images by it. Candidates wait before their first image and after each of
-`racing.PAUSES` of them; for every `SCREENED` new ones, the most promising of all that wait sees
-images up to its next pause, and all do before the search ends. The sampler `ehvi` proposes by it.
+Under early stopping a candidate waits before its first image and after each of `race.PAUSES` of
+them. For every `SCREENED` new candidates that wait, one goes on up to its next pause. It is the one
+of all that wait with the largest expected improvement. All go on before the search ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from ssmprune_search.study.race import Bits, Rival, estimate
-from ssmprune_search.study.surrogate import Array, Prospect, Surrogate, expected_gain
+from ssmprune.policy import Policy
+from ssmprune_search.candidate.encoding import Encoding, encoding_key
+from ssmprune_search.space.space import SearchSpace
+from ssmprune_search.study.acquisition import Acquisition, Seen
+from ssmprune_search.study.race import Incumbent, Race, find_incumbent
+from ssmprune_search.study.records import Record, as_paused
+from ssmprune_search.study.surrogate import Array
+from ssmprune_search.study.trials import Trials
 
 SCREENED = 3
 """New candidates that begin to wait for each that goes on."""
 
 LEARNT = 10
-"""Fully evaluated candidates without which nothing is promised."""
-
-REMEMBERED = 400
-"""Latest measured candidates that promises are learnt from; time grows with their cube."""
+"""Fewest fully evaluated candidates from which improvements are expected."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A candidate that has seen some of the images.
+class Screening:
+    """Lets candidates wait and go on; tells of the records that its `Trials` have read last."""
 
-    Attributes:
-        prospect: What it is.
-        correct: Whether it classifies an image rightly, (images seen,).
-    """
+    def __init__(self, trials: Trials, space: SearchSpace):
+        self._trials, self._space = trials, space
+        self._encodings: dict[str, Encoding] = {}
+        self._incumbents: dict[int, Incumbent | None] = {}
+        self._learnt: tuple[Any, Acquisition] | None = None
 
-    prospect: Prospect
-    correct: Bits
+    def encode(self, policy: Policy) -> Encoding:
+        """The encoding of a policy of the space."""
+        key = encoding_key(policy)
+        if key not in self._encodings:
+            self._encodings[key] = Encoding.of(policy, self._space.config)
+        return self._encodings[key]
 
+    def race(self, encoding: Encoding) -> Race:
+        """The race of a candidate against what has been evaluated so far."""
+        known = self._trials.records.with_key(encoding.key)
+        has_paused = known is not None and known.number in self._trials.records.paused
+        correct = known.correct if known is not None and has_paused else None
+        return Race(self._incumbent(encoding), correct, pauses=self.has_learnt)
 
-class Promise:
-    """What candidates promise after what has been measured so far."""
+    def incumbents(self) -> list[Incumbent]:
+        """The fully evaluated candidates that keep to the space's limits, by their trials."""
+        evaluated = self._trials.records.evaluated
+        for number in evaluated.keys() - self._incumbents.keys():
+            record = evaluated[number]
+            figures, self._incumbents[number] = record.measurement, None
+            if len(record.correct) and self._space.admits(figures):
+                cost = self._encoding_of(record).cost
+                self._incumbents[number] = Incumbent(number, cost, figures, record.correct)
+        found = (self._incumbents[number] for number in sorted(self._incumbents))
+        return [incumbent for incumbent in found if incumbent is not None]
 
-    def __init__(
-        self,
-        evaluated: Mapping[int, tuple[Prospect, float]],
-        admitted: Collection[int],
-        rivals: Sequence[Rival],
-        seen: Mapping[int, Seen],
-        dense_flops: int,
-    ):
-        """Args:
-        evaluated: At least one candidate with its top1, by the numbers of their trials.
-        admitted: Those that keep to the space's limits.
-        rivals: Candidates that estimates from few images are corrected by, by their trials.
-        seen: Candidates that have seen some of the images, by the numbers of their trials.
-        dense_flops: Those of the dense model.
+    def hold(self, number: int, encoding: Encoding) -> bool:
+        """Let a new candidate wait for its first image.
+
+        Returns:
+            False when it need not wait: it has no incumbent, or too little is known.
         """
-        self._dense_flops = dense_flops
-        bits = np.array([rival.correct for rival in rivals])
-        measured = {n: (prospect.point, top1, 0.0) for n, (prospect, top1) in evaluated.items()}
-        for number, one in seen.items():
-            measured[number] = (one.prospect.point, *estimate(one.correct, bits))
-        latest = sorted(measured)[-REMEMBERED:]
-        points, top1, variances = zip(*(measured[number] for number in latest), strict=True)
-        self._surrogate = Surrogate(np.array(points), np.array(top1), np.array(variances))
-        self._found = [evaluated[number] for number in admitted]
+        incumbent = self._incumbent(encoding) if self.has_learnt else None
+        if incumbent is None:
+            return False
+        top1 = min(*self._acquisition().top1([encoding]), incumbent.search.top1)
+        told = replace(incumbent.search, top1=top1, flops=encoding.cost.flops)
+        self._trials.set(number, as_paused(np.zeros(0, bool)))
+        self._trials.tell(number, [told.value(objective) for objective in self._space.objectives])
+        return True
 
-    def top1(self, prospects: Sequence[Prospect]) -> list[float]:
-        """What is expected of candidates, in per cent."""
-        mean, _ = self._surrogate.predict(np.array([p.point for p in prospects]))
-        return [float(top1) for top1 in np.clip(mean, 0, 100)]
+    def is_due(self) -> bool:
+        """Whether enough candidates have begun to wait for one more to go on."""
+        records = self._trials.records
+        new = sum(record.resumes is None for record in records.paused.values())
+        return new >= SCREENED * (len(records.resumed) + 1)
 
-    def gains(self, prospects: Sequence[Prospect], running: Sequence[Prospect]) -> Array:
-        """The hypervolume in top1 and FLOPs that candidates are expected to add, (candidates,).
+    def next(self) -> Record:
+        """The candidate to go on first; at least one has to wait."""
+        waiting = self._trials.records.waiting
+        if not self.has_learnt:
+            return waiting[min(waiting)]
+        encodings = {number: self._encoding_of(record) for number, record in waiting.items()}
+        best = self._acquisition().best(encodings, self._under_way())
+        return waiting[best]
 
-        Args:
-            prospects: The candidates.
-            running: Those that are under way; they count as what they are expected to be.
-        """
-        found = [*self._found]
-        if running:
-            found += zip(running, self.top1(running), strict=True)
-        front = [(prospect.cost.flops / self._dense_flops, top1) for prospect, top1 in found]
-        mean, deviation = self._surrogate.predict(np.array([p.point for p in prospects]))
-        flops = np.array([p.cost.flops for p in prospects]) / self._dense_flops
-        return expected_gain(mean, deviation, flops, front)
+    @property
+    def has_learnt(self) -> bool:
+        """Whether enough candidates are evaluated to learn from."""
+        evaluated = self._trials.records.evaluated
+        return "top1" in self._space.objectives and len(evaluated) >= LEARNT
 
-    def best(self, waiting: Mapping[int, Prospect], running: Sequence[Prospect]) -> int:
-        """The trial of at least one that promises most; of equals the first."""
-        numbers = sorted(waiting)
-        return numbers[int(self.gains([waiting[n] for n in numbers], running).argmax())]
+    def improvements(self, encodings: Sequence[Encoding]) -> Array:
+        """The hypervolume that candidates are expected to add, (candidates,); once `has_learnt`."""
+        return self._acquisition().improvements(encodings, self._under_way())
+
+    def _acquisition(self) -> Acquisition:
+        """What candidates are expected to add by now; once `has_learnt`."""
+        evaluated = self._trials.records.evaluated
+        seen = {n: r for n, r in self._trials.records.partial.items() if len(r.correct)}
+        state = (len(evaluated), *seen)
+        if self._learnt is None or self._learnt[0] != state:
+            acquisition = Acquisition(
+                {n: (self._encoding_of(r), r.measurement.top1) for n, r in evaluated.items()},
+                [n for n, r in evaluated.items() if self._space.admits(r.measurement)],
+                self.incumbents(),
+                {n: Seen(self._encoding_of(r), r.correct) for n, r in seen.items()},
+                self._space.dense_flops,
+            )
+            self._learnt = state, acquisition
+        return self._learnt[1]
+
+    def _under_way(self) -> list[Encoding]:
+        """The candidates that workers evaluate now."""
+        leased = (r for r in self._trials.records.open.values() if r.key is not None)
+        return [self._encoding_of(record) for record in leased]
+
+    def _incumbent(self, encoding: Encoding) -> Incumbent | None:
+        return find_incumbent(self.incumbents(), encoding.cost, self._space.objectives)
+
+    def _encoding_of(self, record: Record) -> Encoding:
+        return self._encodings.get(record.key or "") or self.encode(record.policy)

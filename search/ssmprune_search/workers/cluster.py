@@ -26,7 +26,7 @@ from ssmprune.extensions import import_modules
 from ssmprune.policy import Policy
 from ssmprune.ray_session import last_line
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.study.study import Owner
+from ssmprune_search.study.records import Owner
 from ssmprune_search.workers.loop import Job, work
 from ssmprune_search.workers.service import StudyClosed
 
@@ -200,7 +200,7 @@ class _GivesUp(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         with suppress(StudyClosed, OSError, EOFError):
-            self._job.open_study(Owner(self._job.session, trial.config["worker"], "")).take_over()
+            self._job.open_study(Owner(self._job.session, trial.config["worker"], "")).release()
 
 
 def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:

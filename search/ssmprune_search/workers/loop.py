@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.out_of_memory import Sparing
-from ssmprune_search.study.study import Owner, Study, Suggestion
+from ssmprune_search.study.proposals import Suggestion
+from ssmprune_search.study.records import Owner
+from ssmprune_search.study.study import Study
 
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
     from ssmprune_search.evaluation.evaluator import Evaluator, Evaluators
@@ -63,7 +65,7 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
     """
     study = job.open_study(Owner(job.session, worker, uuid.uuid4().hex))
     study.space.require_names()
-    study.take_over()
+    study.release()
     told = _search(job, study, report)
     _measure_holdout(job, study, worker)
     report({"told": told})

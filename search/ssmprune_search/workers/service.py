@@ -27,8 +27,10 @@ from multiprocessing.connection import (
 from typing import Any, TypeVar, cast
 
 from ssmprune.errors import RunError
+from ssmprune_search.study.proposals import Suggestion
+from ssmprune_search.study.records import Owner
 from ssmprune_search.study.storage import patiently
-from ssmprune_search.study.study import Owner, Study, Suggestion
+from ssmprune_search.study.study import Study
 
 T = TypeVar("T")
 
@@ -266,7 +268,7 @@ class StudyService:
                 if connection.poll():  # one that waits for an answer says nothing: it has ended
                     raise EOFError
                 suggestion = self._use(
-                    study, lambda study: study.ask(trials, early_stopping), study.take_over
+                    study, lambda study: study.ask(trials, early_stopping), study.release
                 )
                 if suggestion is not None or not self._use(study, _is_under_way):
                     return suggestion
@@ -295,7 +297,7 @@ def _get(study: Study, name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _has_freed(study: Study, name: str) -> bool:
     """Whether a call has given waiting workers something to do, or nothing to wait for."""
-    return name == "take_over" or not study.counts().running
+    return name == "release" or not study.counts().running
 
 
 def _unwritable(study: Study, fault: OSError) -> RunError:

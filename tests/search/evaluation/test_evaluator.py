@@ -19,10 +19,11 @@ from ssmprune.errors import CheckpointError, UsageError
 from ssmprune.measure.accuracy import correct, evaluate
 from ssmprune.measure.flops import count_flops
 from ssmprune.policy import Scorer, Stage
+from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import LATENCY_BATCH, Measurement
 from ssmprune_search.evaluation.evaluator import LATENCY_REPEATS, ModelEvaluator, ModelEvaluators
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, best_top1
-from ssmprune_search.study.race import Cost, Race, Rival
+from ssmprune_search.study.race import Incumbent, Race
 
 DENSE = Policy(model="vim_nano", stages=())
 PRUNED = Policy(
@@ -149,12 +150,12 @@ def test_peak_memory_is_measured_where_it_is_an_objective(make_evaluator) -> Non
 
 
 @pytest.mark.parametrize(("more", "raced"), [(0, True), (1, False)])
-def test_only_a_rival_that_takes_no_more_memory_stops_a_candidate(
+def test_only_a_incumbent_that_takes_no_more_memory_stops_a_candidate(
     make_evaluator, more: int, raced: bool
 ) -> None:
     evaluator = make_evaluator(*MEMORY)
     alone = evaluator(PRUNED)
-    stronger = rival_of(np.ones(728, bool), alone)
+    stronger = incumbent_of(np.ones(728, bool), alone)
     memory = alone.peak_memory_bytes + more
     race = Race(replace(stronger, search=replace(alone, peak_memory_bytes=memory)))
     found = evaluator(PRUNED, race)
@@ -179,8 +180,8 @@ def hits(make_evaluator) -> np.ndarray:
     return race.correct
 
 
-def rival_of(correct: np.ndarray, found: Measurement) -> Rival:
-    return Rival(7, Cost(1, (1,)), replace(found, latency_ms=3.5), correct)
+def incumbent_of(correct: np.ndarray, found: Measurement) -> Incumbent:
+    return Incumbent(7, Cost(1, (1,)), replace(found, latency_ms=3.5), correct)
 
 
 def test_race_is_shown_the_images_in_their_order(
@@ -195,7 +196,7 @@ def test_stopped_candidate_sees_no_more_images_and_is_not_timed(
     make_evaluator, hits: np.ndarray
 ) -> None:
     evaluator = make_evaluator(*LATENCY)
-    race = Race(rival_of(np.ones(728, bool), evaluator(DENSE)))
+    race = Race(incumbent_of(np.ones(728, bool), evaluator(DENSE)))
     found = evaluator(PRUNED, race)
     assert race.is_lost
     assert found.images == len(race.correct) == race.rungs(728)[0]
@@ -210,13 +211,13 @@ def test_candidate_that_pauses_and_goes_on_sees_each_image_once(
 ) -> None:
     evaluator = make_evaluator(*LATENCY)
     dense = evaluator(DENSE)
-    race = Race(rival_of(hits, dense), pauses=True)
+    race = Race(incumbent_of(hits, dense), pauses=True)
     part = evaluator(PRUNED, race)
     assert race.is_paused and part.images == len(race.correct) == 46
     assert part.latency_ms == 3.5
     assert math.isnan(part.latency_ratio)
     claimed = ~race.correct  # so that what is known tells what was classified again
-    later = Race(rival_of(hits, dense), known=claimed)
+    later = Race(incumbent_of(hits, dense), known=claimed)
     whole = evaluator(PRUNED, later)
     assert later.correct.tolist() == [*claimed, *hits[46:]]
     assert whole.images == 728

@@ -30,7 +30,7 @@ from ssmprune_search.run import launch
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.race import Race
-from ssmprune_search.study.study import Owner
+from ssmprune_search.study.records import Owner
 
 CLASSES = 37
 MODEL = "vim_tiny_patch16_224"
@@ -74,7 +74,7 @@ def test_a_run_counts_the_classifier_that_it_records(finished_run: Path) -> None
     assert Outcome.read(finished_run).members
 
 
-def test_rivals_are_compared_by_the_flops_of_the_searched_model(finished_run: Path) -> None:
+def test_incumbents_are_compared_by_the_flops_of_the_searched_model(finished_run: Path) -> None:
     run = with_recorded_classes(finished_run, CLASSES)
     study = run.study(Owner("session", 0, "process"))
     study.begin_session("session")
@@ -84,9 +84,9 @@ def test_rivals_are_compared_by_the_flops_of_the_searched_model(finished_run: Pa
     race = Race()
     race.show(np.ones(figures.images, bool))
     study.tell(suggestion.trial, replace(figures, top1=100.0), race)
-    rival = study.race(suggestion.policy).rival
-    assert rival is not None and rival.trial == suggestion.trial
-    assert rival.cost.flops == figures.flops + 64 * (CLASSES - 10)
+    incumbent = study.race(suggestion.policy).incumbent
+    assert incumbent is not None and incumbent.trial == suggestion.trial
+    assert incumbent.cost.flops == figures.flops + 64 * (CLASSES - 10)
 
 
 def test_an_exported_policy_tells_the_weights_that_it_was_searched_with(finished_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Early stopping against brute force: the test, its rate, and the choice of the rival."""
+"""Early stopping against brute force: the test, its rate, and the choice of the incumbent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.policy_table import PolicyTable
 from ssmprune import Policy
+from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Candidate
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
@@ -22,11 +23,10 @@ from ssmprune_search.study.race import (
     PAUSES,
     PEERS,
     Bits,
-    Cost,
+    Incumbent,
     Race,
-    Rival,
     estimate,
-    find_rival,
+    find_incumbent,
     pack,
     sign_test,
     unpack,
@@ -37,18 +37,18 @@ TIMED: tuple[str, ...] = ("top1", "flops", "latency_ms")
 FIGURES = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stages=()))
 
 
-def rival(
+def incumbent(
     correct: Bits, trial: int = 0, flops: int = 100, tokens: tuple[int, ...] = (9, 9), top1=50.0
-) -> Rival:
-    return Rival(trial, Cost(flops, tokens), replace(FIGURES, top1=top1), correct)
+) -> Incumbent:
+    return Incumbent(trial, Cost(flops, tokens), replace(FIGURES, top1=top1), correct)
 
 
 def opponents(losses: int, wins: int, seen: int, images: int) -> tuple[Race, Bits]:
-    """A race, and a candidate that so far has so many losses and wins against its rival."""
+    """A race, and a candidate that so far has so many losses and wins against its incumbent."""
     theirs, mine = np.zeros(images, bool), np.zeros(seen, bool)
     theirs[:losses] = True
     mine[losses : losses + wins] = True
-    return Race(rival(theirs)), mine
+    return Race(incumbent(theirs)), mine
 
 
 @pytest.mark.parametrize("coins", range(9))
@@ -60,12 +60,12 @@ def test_sign_test_counts_the_outcomes_of_fair_coins(coins: int) -> None:
 
 
 @pytest.mark.parametrize("equal", [7, 10, 20])
-def test_candidate_as_good_as_its_rival_stops_no_more_often_than_stated(equal: int) -> None:
+def test_candidate_as_good_as_its_incumbent_stops_no_more_often_than_stated(equal: int) -> None:
     """Exact, over all orders of 128 images with as many losses as wins in all."""
     images = 128
     chance = {(0, 0): 1.0}
     seen, stopped = 0, 0.0
-    for rung in Race(rival(np.ones(images, bool))).rungs(images)[:-1]:
+    for rung in Race(incumbent(np.ones(images, bool))).rungs(images)[:-1]:
         after: dict[tuple[int, int], float] = {}
         for (losses, wins), probability in chance.items():
             for lost, won in itertools.product(range(equal - losses + 1), range(equal - wins + 1)):
@@ -105,8 +105,10 @@ def test_race_stops_at_the_smallest_number_of_losses_that_the_rate_allows() -> N
 @pytest.mark.parametrize(
     ("theirs", "mine", "raced"), [(2, 2, True), (3, 2, False), (math.nan, math.nan, True)]
 )
-def test_race_drops_a_rival_that_takes_more_memory(theirs: float, mine: float, raced: bool) -> None:
-    strong = rival(np.ones(100, bool))
+def test_race_drops_an_incumbent_that_takes_more_memory(
+    theirs: float, mine: float, raced: bool
+) -> None:
+    strong = incumbent(np.ones(100, bool))
     race = Race(replace(strong, search=replace(strong.search, peak_memory_bytes=theirs)))
     race.start(mine)
     assert race.show(np.zeros(50, bool)) == raced
@@ -114,18 +116,18 @@ def test_race_drops_a_rival_that_takes_more_memory(theirs: float, mine: float, r
 
 def test_race_compares_the_images_that_both_have_seen() -> None:
     theirs = np.tile([True, False], 50)
-    race = Race(rival(theirs))
+    race = Race(incumbent(theirs))
     assert not race.show(theirs[:12])
     assert race.show(~theirs[:50] & False)
     assert race.correct.tolist() == [False] * 50
 
 
 def test_candidate_that_has_seen_all_images_is_never_stopped() -> None:
-    race = Race(rival(np.ones(100, bool)))
+    race = Race(incumbent(np.ones(100, bool)))
     assert not race.show(np.zeros(100, bool))
 
 
-def test_candidate_without_a_rival_sees_all_images() -> None:
+def test_candidate_without_an_incumbent_sees_all_images() -> None:
     assert not Race().show(np.zeros(10, bool))
 
 
@@ -136,7 +138,7 @@ def test_rungs_are_shares_of_the_images_rounded_up() -> None:
 
 @pytest.mark.parametrize("images", [16, 100, 728])
 def test_race_pauses_at_its_shares_of_the_images_and_goes_on_from_there(images: int) -> None:
-    theirs, known, shown = rival(np.ones(images, bool)), np.zeros(0, bool), []
+    theirs, known, shown = incumbent(np.ones(images, bool)), np.zeros(0, bool), []
     for share in PAUSES:
         race = Race(theirs, known, pauses=True)
         shown += itertools.takewhile(
@@ -152,12 +154,12 @@ def test_race_pauses_at_its_shares_of_the_images_and_goes_on_from_there(images: 
 
 
 def test_race_goes_on_where_nothing_is_promised_yet() -> None:
-    race = Race(rival(np.ones(100, bool)))
+    race = Race(incumbent(np.ones(100, bool)))
     assert not any(race.show(np.ones(n, bool)) for n in race.rungs(100))
 
 
 def test_race_that_goes_on_can_be_lost() -> None:
-    race = Race(rival(np.ones(100, bool)), known=np.ones(13, bool))
+    race = Race(incumbent(np.ones(100, bool)), known=np.ones(13, bool))
     assert race.show(np.arange(25) < 13)
     assert race.is_lost and not race.is_paused
 
@@ -166,12 +168,12 @@ def test_race_that_goes_on_can_be_lost() -> None:
 def test_estimate_is_corrected_by_those_that_agree_most(mine: int, others: list[int]) -> None:
     """By integer arithmetic on 24 images, the first 12 of them seen."""
     seen = np.array([mine >> n & 1 for n in range(12)], bool)
-    rivals = np.array([[bits >> n & 1 for n in range(24)] for bits in others], bool)
+    incumbents = np.array([[bits >> n & 1 for n in range(24)] for bits in others], bool)
     order = sorted(range(len(others)), key=lambda n: (((others[n] ^ mine) & 4095).bit_count(), n))
     peers = [others[n] for n in order[:PEERS]]
     twice = sum(bits.bit_count() - 2 * (bits & 4095).bit_count() for bits in peers)
     expected = 100 * (mine.bit_count() / 12 + twice / (24 * max(1, len(peers))))
-    top1, variance = estimate(seen, rivals)
+    top1, variance = estimate(seen, incumbents)
     assert top1 == pytest.approx(min(max(expected, 0), 100))
     assert variance > 0
 
@@ -195,8 +197,8 @@ def test_estimate_errs_as_its_variance_says() -> None:
 
 
 @pytest.mark.parametrize("right", [0, 5, 12])
-def test_sampler_is_told_the_estimate_and_never_more_than_of_the_rival(right: int) -> None:
-    best = rival(np.arange(100) % 2 == 0, top1=50.0)
+def test_sampler_is_told_the_estimate_and_never_more_than_of_the_incumbent(right: int) -> None:
+    best = incumbent(np.arange(100) % 2 == 0, top1=50.0)
     race = Race(best, pauses=True)
     figures = replace(FIGURES, top1=90.0)
     assert race.told(figures, [best]) == figures
@@ -208,19 +210,19 @@ def test_sampler_is_told_the_estimate_and_never_more_than_of_the_rival(right: in
 
 
 @st.composite
-def rivals(draw: st.DrawFn) -> list[Rival]:
+def incumbents(draw: st.DrawFn) -> list[Incumbent]:
     figures = st.tuples(
         st.integers(0, 3), st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3))
     )
     return [
-        rival(np.ones(1, bool), trial, flops, tokens, top1=float(top1))
+        incumbent(np.ones(1, bool), trial, flops, tokens, top1=float(top1))
         for trial, (top1, flops, tokens) in enumerate(draw(st.lists(figures, max_size=6)))
     ]
 
 
-@given(rivals(), st.sampled_from([PLAIN, TIMED]))
-def test_rival_is_the_best_of_those_that_cost_no_more(
-    others: list[Rival], objectives: tuple[str, ...]
+@given(incumbents(), st.sampled_from([PLAIN, TIMED]))
+def test_incumbent_is_the_best_of_those_that_cost_no_more(
+    others: list[Incumbent], objectives: tuple[str, ...]
 ) -> None:
     cost = Cost(2, (2, 2))
     cheap = [
@@ -229,7 +231,7 @@ def test_rival_is_the_best_of_those_that_cost_no_more(
         if other.cost.flops <= 2
         and (objectives == PLAIN or (other.cost.tokens[0] <= 2 and other.cost.tokens[1] <= 2))
     ]
-    found = find_rival(others, cost, objectives)
+    found = find_incumbent(others, cost, objectives)
     if not cheap:
         assert found is None
         return
@@ -239,7 +241,10 @@ def test_rival_is_the_best_of_those_that_cost_no_more(
 
 
 def test_nobody_races_where_top1_is_no_objective() -> None:
-    assert find_rival([rival(np.ones(1, bool))], Cost(200, (9, 9)), ("flops", "latency_ms")) is None
+    assert (
+        find_incumbent([incumbent(np.ones(1, bool))], Cost(200, (9, 9)), ("flops", "latency_ms"))
+        is None
+    )
 
 
 @given(st.lists(st.booleans(), max_size=70))
@@ -249,10 +254,10 @@ def test_bits_survive_their_text(values: list[bool]) -> None:
 
 
 def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> None:
-    """Each member of the true front against its rival, in 100 orders of the images."""
+    """Each member of the true front against its incumbent, in 100 orders of the images."""
     table = PolicyTable.load()
-    rivals = [
-        Rival(
+    incumbents = [
+        Incumbent(
             row,
             Cost.of(policy, table.space.config),
             replace(FIGURES, top1=float(correct.mean())),
@@ -262,14 +267,14 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
     ]
     measured = [
         Candidate(r.trial, table.policies[r.trial], "table", replace(r.search, flops=r.cost.flops))
-        for r in rivals
+        for r in incumbents
     ]
     best = {member.trial for member in front(measured, PLAIN)}
     rng = np.random.default_rng(0)
     stops = races = 0
-    for member in (r for r in rivals if r.trial in best):
-        others = [r for r in rivals if r.trial != member.trial]
-        found = find_rival(others, member.cost, PLAIN)
+    for member in (r for r in incumbents if r.trial in best):
+        others = [r for r in incumbents if r.trial != member.trial]
+        found = find_incumbent(others, member.cost, PLAIN)
         for order in (rng.permutation(len(member.correct)) for _ in range(100)):
             if found is None:
                 continue

@@ -1,20 +1,22 @@
-"""The ledger tells of a study what reading all of its trials would tell, and reads each once."""
+"""Records tell of a study what reading all of its trials would tell, and read each once."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ssmprune import Policy
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
-from ssmprune_search.study.records import Counts, Ledger, candidate_key
+from ssmprune_search.study.records import Counts, Record, Records
 
 POLICY = Policy(model="vim_nano", stages=())
 MEASURED = SyntheticEvaluator("vim_nano", "search")(POLICY).to_dict()
 
+MOMENT = datetime(2026, 1, 1)
 ENDS = ("evaluated", "stopped", "duplicate", "failed", "infeasible", "lost")
 
 
@@ -34,7 +36,7 @@ def trial(number: int, state: str, key: str) -> FrozenTrial:
         values=[1.0] if complete else None,
         user_attrs=attributes,
     )
-    made.number, made.datetime_complete = number, datetime.now()
+    made.number, made.datetime_start, made.datetime_complete = number, MOMENT, MOMENT
     if state in ("waiting", "running"):
         made.state = TrialState.WAITING if state == "waiting" else TrialState.RUNNING
     return made
@@ -43,11 +45,11 @@ def trial(number: int, state: str, key: str) -> FrozenTrial:
 @given(
     st.lists(st.tuples(st.sampled_from(ENDS), st.sampled_from("abcdef"), st.integers(0, 9))),
 )
-def test_ledger_agrees_with_all_trials_read_at_once_whenever_it_reads(
+def test_records_agree_with_all_trials_read_at_once_whenever_they_read(
     course: list[tuple[str, str, int]],
 ) -> None:
     """Each trial waits, runs, and ends at the same or a later moment."""
-    ledger = Ledger(lambda trial: "tpe")
+    records = Records("tpe")
     for moment in range(len(course) + 12):
         now = [
             trial(
@@ -58,34 +60,37 @@ def test_ledger_agrees_with_all_trials_read_at_once_whenever_it_reads(
             for number, (end, key, late) in enumerate(course)
             if moment >= number
         ]
-        ledger.read(now)
-        anew = Ledger(lambda trial: "tpe")
+        records.read(now)
+        anew = Records("tpe")
         anew.read(now)
-        assert ledger.counts() == anew.counts()
-        assert ledger.counts().running == sum(t.state == TrialState.RUNNING for t in now)
-        assert ledger.evaluated == anew.evaluated
+        assert records.counts() == anew.counts()
+        assert records.counts().running == sum(t.state == TrialState.RUNNING for t in now)
+        assert records.evaluated == anew.evaluated
         for key in "abcdef":
-            alike = [t.number for t in now if candidate_key(t) == key]
-            twin = ledger.twin(key)
+            alike = [t.number for t in now if Record.of(t, "tpe").key == key]
+            found = records.with_key(key)
             kept = [n for n in alike if "closed" not in now[n].user_attrs or not_lost(now[n])]
-            assert (twin is None) == (not kept)
-            assert twin is None or twin.number in kept
+            assert (found is None) == (not kept)
+            assert found is None or found.number in kept
 
 
 def not_lost(trial: FrozenTrial) -> bool:
     return trial.user_attrs["closed"]["as"] != "lost"
 
 
-def test_finished_trials_are_read_once() -> None:
+def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
+    of = Record.of
 
-    def source(trial: FrozenTrial) -> str:
-        asked.append(trial.number)
-        return "tpe"
+    def read(trial: FrozenTrial, sampler: str) -> Record:
+        if trial.state.is_finished():
+            asked.append(trial.number)
+        return of(trial, sampler)
 
-    ledger = Ledger(source)
-    ledger.read([trial(0, "evaluated", "a"), trial(1, "running", "b")])
-    ledger.read([trial(0, "evaluated", "a"), trial(1, "evaluated", "b")])
-    ledger.read([trial(0, "evaluated", "a"), trial(1, "evaluated", "b")])
+    monkeypatch.setattr(Record, "of", read)
+    records = Records("tpe")
+    records.read([trial(0, "evaluated", "a"), trial(1, "running", "b")])
+    records.read([trial(0, "evaluated", "a"), trial(1, "evaluated", "b")])
+    records.read([trial(0, "evaluated", "a"), trial(1, "evaluated", "b")])
     assert asked == [0, 1]
-    assert ledger.counts() == Counts(evaluated=2)
+    assert records.counts() == Counts(evaluated=2)

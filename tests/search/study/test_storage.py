@@ -13,9 +13,9 @@ from optuna.storages import JournalStorage
 from ssmprune.errors import RunError, UsageError
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
-from ssmprune_search.study.records import Counts
+from ssmprune_search.study.records import Counts, Owner
 from ssmprune_search.study.storage import Database, Place, Store, move, without_password
-from ssmprune_search.study.study import Owner, Study
+from ssmprune_search.study.study import Study
 
 SPACE = """
 schema: ssmprune.space/1
@@ -78,7 +78,7 @@ def test_lost_candidate_is_queued_again_and_told_once(run: RunDirectory) -> None
     lost = study.ask(5)
     assert lost is not None
     again = run.study(Owner("a", 0, "second"))
-    assert again.take_over() == 1
+    assert again.release() == 1
     run_to(again, 5)
     assert not study.tell(lost.trial, replace(evaluate(lost.policy), top1=1.0))
     assert run.study().counts() == Counts(evaluated=5, lost=1)

@@ -21,10 +21,11 @@ from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.portfolio import ARMS
-from ssmprune_search.study.records import Counts
+from ssmprune_search.study.proposals import Suggestion
+from ssmprune_search.study.records import Counts, Owner
 from ssmprune_search.study.samplers import SAMPLERS, make_sampler
 from ssmprune_search.study.screening import LEARNT, SCREENED
-from ssmprune_search.study.study import Owner, Study, Suggestion
+from ssmprune_search.study.study import Study
 
 SPACE: dict[str, Any] = {
     "schema": "ssmprune.space/1",
@@ -378,16 +379,16 @@ def test_stopped_candidate_counts_but_is_none_of_the_candidates(make_run: MakeRu
     run = make_run()
     begin(run)
     study = worker(run)
-    assert study.race(DENSE).rival is None
+    assert study.race(DENSE).incumbent is None
     full = finish(study, lost=False)
     stopped = finish(study, lost=True)
     assert study.counts() == Counts(evaluated=1, stopped=1, waiting=SCHEDULES - 2)
     assert study.counts().finished == 2
     assert [candidate.trial for candidate in study.candidates()] == [full]
-    rival = worker(run, 1).race(DENSE).rival
-    assert rival is not None and rival.trial == full != stopped
-    assert rival.correct.tolist() == [True] * 8
-    assert rival.search == study.candidates()[0].search
+    incumbent = worker(run, 1).race(DENSE).incumbent
+    assert incumbent is not None and incumbent.trial == full != stopped
+    assert incumbent.correct.tolist() == [True] * 8
+    assert incumbent.search == study.candidates()[0].search
 
 
 def pause(study: Study, images: int = 4) -> int:
@@ -497,12 +498,12 @@ def test_candidate_that_went_on_keeps_its_images_when_its_worker_dies(make_run: 
     assert again.race.known.tolist() == [True] * 4
 
 
-def test_rival_keeps_to_the_accuracy_limit(make_run: MakeRun) -> None:
+def test_incumbent_keeps_to_the_accuracy_limit(make_run: MakeRun) -> None:
     run = make_run(limits={"top1": {"min": 99.9}})
     begin(run)
     study = worker(run)
     finish(study, lost=False)
-    assert study.race(DENSE).rival is None
+    assert study.race(DENSE).incumbent is None
 
 
 def test_duplicate_of_a_stopped_candidate_is_answered_from_the_record(make_run: MakeRun) -> None:
@@ -562,8 +563,8 @@ def test_candidates_wait_for_their_first_image_once_enough_is_known(make_run: Ma
     assert race.pauses and not len(race.known)
     trials = study.trials()
     resumed = trials[trials[suggestion.trial].user_attrs["resumes"]]
-    rival = race.rival
-    assert rival is not None and resumed.values[0] <= rival.search.top1
+    incumbent = race.incumbent
+    assert incumbent is not None and resumed.values[0] <= incumbent.search.top1
     while suggestion is not None:
         suggestion.race.correct = np.full(8, True)
         assert study.tell(suggestion.trial, evaluate(suggestion.policy), suggestion.race)

@@ -22,7 +22,9 @@ from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study import storage
-from ssmprune_search.study.study import Owner, Study, Suggestion
+from ssmprune_search.study.proposals import Suggestion
+from ssmprune_search.study.records import Owner
+from ssmprune_search.study.study import Study
 from ssmprune_search.workers.loop import Job, work
 from ssmprune_search.workers.service import StudyClosed, StudyService
 
@@ -120,7 +122,7 @@ def test_nothing_is_leased_to_a_worker_that_died_while_it_waited(service: StudyS
             with pytest.raises((EOFError, OSError)):
                 waiting.result(timeout=30)
         again = worker(service, 0, "again")
-        assert again.take_over() == 1  # wakes those that wait
+        assert again.release() == 1  # wakes those that wait
         wait_until(lambda: not is_waiting(service))
     assert held is not None
     tell(again, again.ask(1))
@@ -181,7 +183,7 @@ def test_restarted_worker_takes_over_what_its_silent_predecessor_held(
 ) -> None:
     predecessor, again = worker(service, 0, "first"), worker(service, 0, "second")
     lost = predecessor.ask(1)
-    assert again.take_over() == 1
+    assert again.release() == 1
     tell(again, again.ask(1))
     tell(predecessor, lost)  # too late
     assert service.use(Study.counts).evaluated == 1
