@@ -9,16 +9,17 @@ from ssmprune.models.configs import ModelConfig
 from ssmprune.models.families import build_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.pruning.reduction import Reduction
 from ssmprune.stage import scorer_fault
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family whose models prune by tokens.
+    """A family in small.
 
     Attributes:
         config: A small model under the name of one in the zoo.
-        conv: The convolutions that its policies may choose.
+        conv: The convolutions that its policies may choose; none where no token leaves.
         directions: Scan directions of a block.
     """
 
@@ -36,12 +37,21 @@ class Family:
         return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def policy(self, *ratios: float, scorer: str = "clipped_sum", **alignment) -> Policy:
-        """A stage after each block, from the first."""
+        """A stage after each block, from the first, at which tokens leave."""
         return Policy(
             model=self.config.name,
             stages=tuple(Stage(layer=i, keep_ratio=ratio) for i, ratio in enumerate(ratios)),
             scorer=Scorer(name=scorer),
             alignment=Alignment(**{"conv": self.conv[-1], **alignment}),
+        )
+
+    def reducing(self, reduction: Reduction, *ratios: float) -> Policy:
+        """A stage at each block, from the first, that does what a reduction does."""
+        return Policy(
+            model=self.config.name,
+            reduction=reduction.name,
+            stages=tuple(Stage(layer=i, keep_ratio=ratio) for i, ratio in enumerate(ratios)),
+            alignment=Alignment(conv=self.conv[-1] if reduction.scores else "compact"),
         )
 
     def has(self, scorer: str) -> bool:
@@ -63,6 +73,20 @@ FAMILIES = {
         directions=4,
     ),
 }
+
+
+def _hierarchical(name: str) -> Family:
+    """A VMamba with grids of 10 x 14, 5 x 7, 3 x 4 and 2 x 2."""
+    config = replace(find_config(name), widths=(8, 12, 16, 24), image_size=(40, 56), num_classes=5)
+    return Family(config, conv=(), directions=4)
+
+
+ALL_FAMILIES = {
+    **FAMILIES,
+    "vmamba": _hierarchical("vmamba_tiny_s1l8"),
+    "vanilla_vmamba": _hierarchical("vanilla_vmamba_tiny"),
+}
+"""With those whose tokens cannot leave."""
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
