@@ -109,7 +109,9 @@ def test_a_broken_package_is_told_with_its_entry_point_and_cause(
     site = install(
         tmp_path / "site", scorers="import nothing_like_this", models="def oops(:\n    pass\n"
     )
-    done = python("-m", "ssmprune_search", "profile", "--model", "vim_none", folder=tmp_path, path=site)
+    done = python(
+        "-m", "ssmprune_search", "profile", "--model", "vim_none", folder=tmp_path, path=site
+    )
     refused(
         done,
         1,
@@ -130,8 +132,20 @@ def test_import_makes_names_known_to_a_command(tmp_path: Path, policy: Path, mod
         ("eval", "--model", "vim_nano", "--data", "digits", "--split", "search"),
     ):
         call = (*command, "--policy", policy)
-        refused(python("-m", "ssmprune_search", *call, folder=tmp_path), 1, "unknown scorer 'peak' at scorer.name")
-        shown = told("-m", "ssmprune_search", *call, "--import", module, folder=tmp_path, path=tmp_path / "mine")
+        refused(
+            python("-m", "ssmprune_search", *call, folder=tmp_path),
+            1,
+            "unknown scorer 'peak' at scorer.name",
+        )
+        shown = told(
+            "-m",
+            "ssmprune_search",
+            *call,
+            "--import",
+            module,
+            folder=tmp_path,
+            path=tmp_path / "mine",
+        )
         assert shown
 
 
