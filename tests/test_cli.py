@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import ssmprune.cli
 from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.scan.mamba_ssm import scan_failure
 from ssmprune.training import TrainResult, load_recipe
-from ssmprune_search.cli import LIBRARY_COMMANDS, app
+from ssmprune_search.cli import app
+from ssmprune_search.cli.group import COMMANDS, load
 
 POLICY = """\
 schema: ssmprune.policy/1
@@ -74,7 +74,7 @@ def test_help_and_version_answer_without_heavy_imports() -> None:
     assert "ssmprune 0" in done.stdout
 
 
-@pytest.mark.parametrize("name", [*LIBRARY_COMMANDS, "search", "front", "export"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_gives_an_example(name: str) -> None:
     result = call(name, "--help")
     assert result.exit_code == 0
@@ -82,17 +82,7 @@ def test_help_of_every_command_gives_an_example(name: str) -> None:
 
 
 def test_help_of_the_whole_has_the_first_line_of_each_command() -> None:
-    commands = {
-        c.name or c.callback.__name__: c.callback
-        for c in ssmprune.cli.app.registered_commands
-        if c.callback
-    } | {
-        g.name: g.typer_instance.registered_callback.callback
-        for g in ssmprune.cli.app.registered_groups
-    }
-    assert {
-        name: str(callback.__doc__).splitlines()[0] for name, callback in commands.items()
-    } == LIBRARY_COMMANDS
+    assert {name: load(name).help.splitlines()[0] for name in COMMANDS} == COMMANDS
 
 
 def test_models_lists_parameters_and_flops() -> None:
@@ -171,7 +161,7 @@ def test_eval_prints_the_accuracy_of_the_holdout_with_its_interval(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
-    monkeypatch.setattr(ssmprune.cli, "evaluate", lambda *_, **__: accuracy)
+    monkeypatch.setattr("ssmprune_search.cli.evaluate.evaluate", lambda *_, **__: accuracy)
     text = call(*EVAL, weights).stdout
     assert all(part in text for part in ("91.25 %", "89.70 to 92.60", "99.50 %"))
     assert "1,456 of the holdout split" in text
@@ -188,7 +178,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             out / "model.safetensors", Accuracy(90.0, 99.0, 100, 85.0, 95.0), None, 1.0
         )
 
-    monkeypatch.setattr(ssmprune.cli, "run_training", train)
+    monkeypatch.setattr("ssmprune_search.cli.train.run_training", train)
     return calls
 
 
@@ -352,7 +342,7 @@ def test_eval_says_which_weights_it_took_of_several(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
-    monkeypatch.setattr(ssmprune.cli, "evaluate", lambda *_, **__: accuracy)
+    monkeypatch.setattr("ssmprune_search.cli.evaluate.evaluate", lambda *_, **__: accuracy)
     result = call(*EVAL, both, "--json")
     [line] = result.stderr.splitlines()
     assert f"those under 'model' in {both}" in line and "'model_ema'" in line
@@ -422,7 +412,7 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ssmprune.cli, "run_training", interrupted)
+    monkeypatch.setattr("ssmprune_search.cli.train.run_training", interrupted)
     refuses(call(*TRAIN, tmp_path), 130)
 
 

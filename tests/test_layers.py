@@ -91,5 +91,10 @@ def test_rooms_of_the_search_form_no_circle() -> None:
         pytest.fail(" imports ".join(reversed(fault.args[1])))
 
 
+def test_the_command_line_is_on_top() -> None:
+    arrows = rooms(graph(later=True))
+    assert {name for name in arrows if "cli" in arrows[name]} == {"__main__"}
+
+
 def test_a_study_does_not_know_the_run_that_it_belongs_to() -> None:
     assert rooms(graph(later=True))["study"] <= {"candidate", "space"}

@@ -11,16 +11,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ssmprune import create_model
-from ssmprune.cli import app
 from ssmprune.data.single import open_image, to_pixels
 from ssmprune.errors import DataError, UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.picture import Row, draw_kept
 from ssmprune.pruning.kept import KeptPatches
+from ssmprune_search.cli.tokens import app
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, ["tokens", *map(str, arguments)])
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 def fault(*arguments):

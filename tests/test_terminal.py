@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EVERY_HELP = """
 import sys
-from ssmprune_search.cli import LIBRARY_COMMANDS, app, main
+from ssmprune_search.cli import main
+from ssmprune_search.cli.group import COMMANDS
 
-names = [*LIBRARY_COMMANDS, *(c.name or c.callback.__name__ for c in app.registered_commands)]
-for name in dict.fromkeys(n for n in names if not n.startswith("_")):
+for name in COMMANDS:
     sys.argv = ["ssmprune", name, "--help"]
     try:
         main()

@@ -9,9 +9,22 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from ssmprune.data.export import export_images
 from ssmprune.output import print_json, show
+from ssmprune_search.cli.options import Json
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="[bold]digits[/].")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="The folder to write; new, or empty.")
+]
+TrainImages = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Write FOLDER/train, too, with that many images.", show_default="none"
+    ),
+]
 
 
 @app.callback()
@@ -24,17 +37,10 @@ def data() -> None:
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="[bold]digits[/].")],
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The folder to write; new, or empty.")
-    ],
-    train_images: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Write FOLDER/train, too, with that many images.", show_default="none"
-        ),
-    ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Name,
+    folder: Folder,
+    train_images: TrainImages = 0,
+    as_json: Json = False,
 ) -> None:
     """The embedded digits as 8-bit PNG files in class folders, for any command's --data.
 
@@ -43,8 +49,6 @@ def export(
 
     Example: [bold]ssmprune data export digits FOLDER --train-images 2000[/]
     """
-    from ssmprune.data.export import export_images
-
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("writing", total=None)
         counts = export_images(

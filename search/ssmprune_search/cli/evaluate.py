@@ -1,0 +1,89 @@
+"""The command `eval`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ssmprune.bounds import MOST_IMAGES
+from ssmprune.data import SPLITS, open_images_for
+from ssmprune.devices import find_device
+from ssmprune.extensions import import_modules
+from ssmprune.measure.accuracy import evaluate
+from ssmprune.models.factory import create_model
+from ssmprune.output import print_json, show
+from ssmprune_search.cli.options import (
+    Bf16,
+    Checkpoint,
+    CheckpointKey,
+    Data,
+    Device,
+    ImageSize,
+    Imports,
+    Json,
+    Model,
+    PolicyFile,
+    checkpoint_file,
+    sides,
+)
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+Split = Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Images per batch.")]
+
+
+@app.command("eval")
+def evaluate_model(
+    model: Model,
+    data: Data,
+    checkpoint: Checkpoint = None,
+    checkpoint_key: CheckpointKey = None,
+    policy: PolicyFile = None,
+    split: Split = "holdout",
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 64,
+    device: Device = "cpu",
+    bf16: Bf16 = False,
+    imports: Imports = None,
+    as_json: Json = False,
+) -> None:
+    """Top-1 and top-5 accuracy with the 95 % interval.
+
+    Example: [bold]ssmprune eval --model vim_nano --data digits --policy policy.yaml[/]
+    """
+    import_modules(imports or ())
+    place = find_device(device)
+    weights = checkpoint_file(checkpoint, model)
+    network = create_model(
+        model, weights, policy, checkpoint_key=checkpoint_key, image_size=sides(image_size)
+    ).to(place)
+    config = network.config
+    images = open_images_for(config, data, split, batch_size=batch_size)
+    accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
+    chance = 100 / config.num_classes
+    if policy is None and accuracy.top1 <= chance:
+        typer.echo(
+            f"top-1 is not above chance, {chance:g} %: classes, weights or preprocessing may not "
+            "match.",
+            err=True,
+        )
+    if as_json:
+        call = {
+            "model": model,
+            "checkpoint": str(weights),
+            "checkpoint_key": network.checkpoint_key,
+            "num_classes": config.num_classes,
+            "data": data,
+            "split": split,
+            "policy": policy and str(policy),
+        }
+        print_json({**call, **asdict(accuracy)})
+        return
+    show(
+        f"top-1  {accuracy.top1:.2f} %, 95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}",
+        f"top-5  {accuracy.top5:.2f} %",
+        f"images {accuracy.images:,} of the {split} split",
+    )
