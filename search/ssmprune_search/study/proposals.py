@@ -76,15 +76,15 @@ class Proposals:
         if not is_queued and name != self._sampler:
             self._trials.set(trial.number, as_proposed(name))
         resumes = is_queued and records.all[trial.number].resumes is not None
-        return self._take(trial, owner, early_stopping, resumes)
+        return self._lease(trial, owner, early_stopping, resumes)
 
     def resume(self, owner: Owner, early_stopping: bool) -> Suggestion | None:
         """The best of the candidates that have paused; arguments are those of `next`."""
         number, paused = len(self._trials.records.all), self._screening.next()
         self._trials.enqueue(paused.source, 1, paused.params, resumes=paused.number)
-        return self._take(self._trials.start(number), owner, early_stopping, resumes=True)
+        return self._lease(self._trials.start(number), owner, early_stopping, resumes=True)
 
-    def _take(
+    def _lease(
         self, trial: optuna.Trial, owner: Owner, early_stopping: bool, resumes: bool
     ) -> Suggestion | None:
         """Lease a trial's candidate to its owner; None when it needs no evaluation for now."""

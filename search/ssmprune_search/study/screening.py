@@ -30,7 +30,7 @@ LEARNT = 10
 
 
 class Screening:
-    """Lets candidates wait and go on; tells of the records that its `Trials` have read last."""
+    """Lets candidates wait and go on; goes by the records that its `Trials` have read last."""
 
     def __init__(self, trials: Trials, space: SearchSpace):
         self._trials, self._space = trials, space
@@ -47,20 +47,15 @@ class Screening:
 
     def race(self, encoding: Encoding) -> Race:
         """The race of a candidate against what has been evaluated so far."""
-        known = self._trials.records.with_key(encoding.key)
-        has_paused = known is not None and known.number in self._trials.records.paused
-        correct = known.correct if known is not None and has_paused else None
-        return Race(self._incumbent(encoding), correct, pauses=self.has_learnt)
+        earlier = self._trials.records.with_key(encoding.key)
+        known = earlier.correct if earlier is not None and earlier.kind == "paused" else None
+        return Race(self._find_incumbent(encoding), known, pauses=self.has_learnt)
 
     def incumbents(self) -> list[Incumbent]:
         """The fully evaluated candidates that keep to the space's limits, by their trials."""
         evaluated = self._trials.records.evaluated
         for number in evaluated.keys() - self._incumbents.keys():
-            record = evaluated[number]
-            figures, self._incumbents[number] = record.measurement, None
-            if len(record.correct) and self._space.admits(figures):
-                cost = self._encoding_of(record).cost
-                self._incumbents[number] = Incumbent(number, cost, figures, record.correct)
+            self._incumbents[number] = self._as_incumbent(evaluated[number])
         found = (self._incumbents[number] for number in sorted(self._incumbents))
         return [incumbent for incumbent in found if incumbent is not None]
 
@@ -70,7 +65,7 @@ class Screening:
         Returns:
             False when it need not wait: it has no incumbent, or too little is known.
         """
-        incumbent = self._incumbent(encoding) if self.has_learnt else None
+        incumbent = self._find_incumbent(encoding) if self.has_learnt else None
         if incumbent is None:
             return False
         top1 = min(*self._acquisition().top1([encoding]), incumbent.search.top1)
@@ -125,7 +120,14 @@ class Screening:
         leased = (r for r in self._trials.records.open.values() if r.key is not None)
         return [self._encoding_of(record) for record in leased]
 
-    def _incumbent(self, encoding: Encoding) -> Incumbent | None:
+    def _as_incumbent(self, record: Record) -> Incumbent | None:
+        """An evaluated candidate; None where it breaks a limit, or was evaluated without a race."""
+        figures, correct = record.measurement, record.correct
+        if not len(correct) or not self._space.admits(figures):
+            return None
+        return Incumbent(record.number, self._encoding_of(record).cost, figures, correct)
+
+    def _find_incumbent(self, encoding: Encoding) -> Incumbent | None:
         return find_incumbent(self.incumbents(), encoding.cost, self._space.objectives)
 
     def _encoding_of(self, record: Record) -> Encoding:

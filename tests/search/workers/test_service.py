@@ -22,7 +22,7 @@ from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study import storage
-from ssmprune_search.study.proposals import Suggestion
+from ssmprune_search.study.proposals import Proposals, Suggestion
 from ssmprune_search.study.records import Owner
 from ssmprune_search.study.study import Study
 from ssmprune_search.workers.loop import Job, work
@@ -152,16 +152,16 @@ def test_database_that_is_away_while_a_candidate_is_leased_costs_no_attempt(
     service: StudyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, failures = worker(service, 0), iter([True] * 5)
-    lease = Study._lease
+    lease = Proposals._lease
 
-    def flaky(self: Study, *arguments: Any) -> Suggestion | None:
+    def flaky(self: Proposals, *arguments: Any) -> Suggestion | None:
         suggestion = lease(self, *arguments)
         if next(failures, False):
             raise OperationalError("UPDATE", {}, Exception("server closed the connection"))
         return suggestion
 
     monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    monkeypatch.setattr(Study, "_lease", flaky)
+    monkeypatch.setattr(Proposals, "_lease", flaky)
     tell(study, study.ask(1))
     counts = service.use(Study.counts)
     assert (counts.evaluated, counts.failed, counts.lost) == (1, 0, 5)
