@@ -14,7 +14,7 @@ import optuna
 import torch
 
 from benchmarks.record import apart
-from ssmprune.data import open_images_for
+from ssmprune.tasks import task_of
 from ssmprune_search.evaluation.evaluator import PREFIX_BYTES, ModelEvaluator, ModelEvaluators
 from ssmprune_search.run.settings import find_checkpoint
 from ssmprune_search.space.space import SearchSpace
@@ -36,7 +36,8 @@ def memory(amp: bool) -> dict[str, Any]:
     )
     torch.set_num_threads(2)
     model = evaluators.load()
-    images = open_images_for(model.config, "digits", "search", batch_size=128, limit=IMAGES)
+    task = task_of(model.config)
+    images = task.open_images(model.config, "digits", "search", batch_size=128, limit=IMAGES)
     evaluate = ModelEvaluator(evaluators, model, images.resident("cpu"), None)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     resident: dict[str, float] = {}

@@ -60,7 +60,7 @@ def evaluate(policy: Policy, race: Race, order: NDArray[np.int64]) -> Measuremen
     for images in race.rungs(len(correct)):
         if race.show(correct[:images]):
             break
-    return measurement(table, policy, race.correct)
+    return measurement(table, policy, race.scores)
 
 
 def measurement(table: PolicyTable, policy: Policy, correct: NDArray[np.bool_]) -> Measurement:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ssmprune.data.base import SPLITS, Batch, ImageSet, Loader, TrainingStream
 from ssmprune.errors import DataError, UsageError, unknown_name
-from ssmprune.models.configs import ModelConfig, Preprocessing
+from ssmprune.models.configs import Preprocessing
 
 IMAGENET = Preprocessing()
 
@@ -20,7 +19,6 @@ __all__ = [
     "absolute_name",
     "check_images",
     "open_images",
-    "open_images_for",
     "open_stream",
 ]
 
@@ -82,28 +80,6 @@ def open_images(
         batch_size=batch_size,
         limit=limit,
         seed=seed,
-    )
-
-
-def open_images_for(config: ModelConfig, name: str, split: str, **settings: Any) -> ImageSet:
-    """The split as the model that `config` describes takes it: its images, and its classes.
-
-    Args:
-        config: The model.
-        name, split: As for `open_images`.
-        settings: `batch_size`, `limit` and `seed`, as for `open_images`.
-
-    Raises:
-        UsageError, DataError: As `open_images`.
-    """
-    return open_images(
-        name,
-        split,
-        image_size=config.image_size,
-        channels=config.channels,
-        preprocessing=config.preprocessing,
-        num_classes=config.num_classes,
-        **settings,
     )
 
 

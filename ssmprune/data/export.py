@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ssmprune.data import open_images_for
 from ssmprune.data.single import to_pixels
 from ssmprune.errors import FileError, UsageError, unknown_name
 from ssmprune.models.zoo import find_config
+from ssmprune.tasks import task_of
 
 EXPORTS = {"digits": "vim_nano"}
 """Data sets that can be written, and the model that takes their images."""
@@ -46,7 +46,9 @@ def export_images(
         raise UsageError(unknown_name("data set", name, EXPORTS))
     config = find_config(EXPORTS[name])
     limits = {"search": None, "holdout": None} | ({"train": train_images} if train_images else {})
-    sets = [open_images_for(config, name, split, limit=n) for split, n in limits.items()]
+    sets = [
+        task_of(config).open_images(config, name, split, limit=n) for split, n in limits.items()
+    ]
     counts = {images.split: len(images) for images in sets}
     if counts.get("train", 0) < train_images:
         raise UsageError(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssmprune.data.base import Batch
 from ssmprune.errors import DataError, SsmpruneError, UsageError
+from ssmprune.measure.metric import Metric
+from ssmprune.models.configs import ModelConfig
 
 _Z_95 = 1.959963984540054
 
@@ -25,6 +29,49 @@ class Accuracy:
     low: float
     """Lower end of the 95 % Wilson interval of `top1`."""
     high: float
+
+    @property
+    def score(self) -> float:
+        return self.top1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def told(self) -> list[str]:
+        return [
+            f"top-1  {self.top1:.2f} %, 95 % interval {self.low:.2f} to {self.high:.2f}",
+            f"top-5  {self.top5:.2f} %",
+        ]
+
+
+class Top1(Metric):
+    """Share of the images whose class is the model's first choice."""
+
+    name = "top1"
+    title = "Top-1"
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        loader: Iterable[Batch],
+        *,
+        amp: bool = False,
+        progress: bool = False,
+    ) -> Accuracy:
+        return evaluate(model, loader, amp=amp, progress=progress)
+
+    def from_dict(self, figures: Mapping[str, Any]) -> Accuracy:
+        return Accuracy(**figures)
+
+    def observe(self, model: nn.Module, loader: Iterable[Batch], *, amp: bool = False) -> Tensor:
+        return correct(model, loader, amp=amp)
+
+    def summary(self, observed: NDArray[Any]) -> tuple[float, float, float]:
+        hits, images = int(observed.sum()), len(observed)
+        return 100 * hits / images, *wilson_interval(hits, images)
+
+    def chance(self, config: ModelConfig) -> float:
+        return 100 / config.num_classes
 
 
 def evaluate(

@@ -26,11 +26,13 @@ class Backbone(nn.Module, ABC):
         has_new_head: Whether the classifier was left random, as the checkpoint had no such one.
         resumes: Whether the family has `embed`, `run_dense` and `forward_from`, so that its first
             blocks can be run once for many plans.
+        restores: Whether the head takes every patch, those that have left included.
         head_name: Name of the module whose weights grow with the number of classes.
     """
 
     config: ModelConfig
     resumes: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
     head_name: ClassVar[str] = "head"
 
     def __init__(self, config: ModelConfig, backend: Backend = "auto"):
@@ -113,7 +115,7 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of shape (B, num_classes)."""
-        return self.forward_head(self.encode(images, restore=False))
+        return self.forward_head(self.encode(images, restore=self.restores))
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a checkpoint under this model's names, in its shapes where they can be.

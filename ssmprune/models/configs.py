@@ -34,6 +34,7 @@ class ModelConfig(ABC):
 
     Attributes:
         family: Name of the architecture.
+        task: What the model is for, by its name in `ssmprune.tasks`.
         prunable: Whether tokens can leave between the blocks.
         convolves_grid: Whether the blocks convolve the H x W grid, not the sequence.
         image_size: Height and width of the input in pixels.
@@ -43,6 +44,7 @@ class ModelConfig(ABC):
     """
 
     family: ClassVar[str]
+    task: ClassVar[str] = "classification"
     prunable: ClassVar[bool] = True
     convolves_grid: ClassVar[bool] = False
 

@@ -103,7 +103,7 @@ def _watch(job: Job, steps: int, ended: threading.Event) -> None:
     directory = TrainDirectory(job.out)
     seen = [int(row["step"]) for row in directory.read_log()]
     first = max(seen, default=0)
-    with Progress(first, steps, job.progress) as shown:
+    with Progress(first, steps, job.progress, job.task.metric) as shown:
         is_last = False
         while not is_last:
             is_last = ended.wait(_POLL_SECONDS)

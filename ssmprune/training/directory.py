@@ -23,7 +23,6 @@ from ssmprune.errors import RunError
 from ssmprune.files import LOCK, holding, replacing, write_atomically, write_bytes_atomically
 
 SCHEMA = "ssmprune.train/1"
-LOG_COLUMNS = ("step", "seconds", "lr", "loss", "search_top1")
 
 
 class TrainDirectory:
@@ -150,6 +149,6 @@ class TrainDirectory:
             replacing(self._log_path) as path,
             path.open("w", newline="", encoding="utf-8") as file,
         ):
-            writer = csv.DictWriter(file, LOG_COLUMNS)
+            writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

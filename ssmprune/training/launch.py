@@ -15,7 +15,7 @@ from ssmprune.bounds import MOST_WORKERS
 from ssmprune.data import absolute_name, check_images
 from ssmprune.errors import Faults, UsageError
 from ssmprune.extensions import absolute, import_modules, installed_versions
-from ssmprune.measure.accuracy import Accuracy
+from ssmprune.measure.metric import Figures
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import checkpoint_sha256
 from ssmprune.models.zoo import find_config
@@ -34,9 +34,9 @@ class TrainResult:
     """A finished run."""
 
     checkpoint: Path
-    accuracy: Accuracy
+    accuracy: Figures
     """On the holdout, with the policy if there is one."""
-    before: Accuracy | None
+    before: Figures | None
     """The same before the first step, for a run that began from a checkpoint."""
     wall_s: float
     """Training time over all sessions of the run, in seconds."""
@@ -121,11 +121,11 @@ def train(
         if "result" not in run.directory.read_record():
             place.train(run)
         record = run.directory.read_record()
-    result = record["result"]
+    result, read = record["result"], job.task.metric.from_dict
     return TrainResult(
         run.directory.model_path,
-        Accuracy(**result["holdout"]),
-        Accuracy(**record["before"]) if "before" in record else None,
+        read(result["holdout"]),
+        read(record["before"]) if "before" in record else None,
         result["wall_s"],
     )
 
@@ -270,6 +270,12 @@ def _check_model(job: Job, workers: int, device: torch.device) -> Backbone:
         raise UsageError(
             "distillation must have the dense model's trained weights to learn from, but none are "
             "given; give init, or leave distill at 0."
+        )
+    settings = job.settings
+    if (settings.mixup or settings.cutmix or settings.aux_weight) and not job.task.labels_images:
+        raise UsageError(
+            "mixup, cutmix and the auxiliary head need one label for each image, but the task of "
+            f"{job.model} is {job.task.name}; leave them at 0."
         )
     network = job.create_model()
     if job.settings.distill and network.has_new_head:

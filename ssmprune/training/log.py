@@ -6,8 +6,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ssmprune.measure.metric import Metric
 from ssmprune.training.directory import TrainDirectory
-from ssmprune.training.progress import Progress
+from ssmprune.training.progress import Progress, score_column
 
 
 class RunLog:
@@ -17,13 +18,17 @@ class RunLog:
         directory: The run's directory.
         first: Steps that were made in earlier sessions and are kept.
         steps: Steps of the whole run.
+        metric: What is measured on the search split now and then.
         shown: Whether to show progress.
     """
 
-    def __init__(self, directory: TrainDirectory, first: int, steps: int, shown: bool) -> None:
+    def __init__(
+        self, directory: TrainDirectory, first: int, steps: int, metric: Metric, shown: bool
+    ) -> None:
         self._directory = directory
+        self._score = score_column(metric)
         self._rows = directory.read_log(until=first)
-        self._progress = Progress(first, steps, shown).__enter__()
+        self._progress = Progress(first, steps, shown, metric).__enter__()
         self._board = SummaryWriter(directory.path / "tensorboard", purge_step=first + 1)
 
     def close(self) -> None:
@@ -35,18 +40,18 @@ class RunLog:
         """Count one more step."""
         self._progress.advance()
 
-    def add(self, step: int, seconds: float, lr: float, loss: float, top1: float | None) -> None:
-        """Add a row: means since the last one, and top-1 on the search split if it was measured."""
+    def add(self, step: int, seconds: float, lr: float, loss: float, score: float | None) -> None:
+        """Add a row: means since the last one, and the search split's score if it was measured."""
         row: dict[str, Any] = {
             "step": step,
             "seconds": f"{seconds:.1f}",
             "lr": f"{lr:.3e}",
             "loss": f"{loss:.7f}",
-            "search_top1": "" if top1 is None else f"{top1:.2f}",
+            self._score: "" if score is None else f"{score:.2f}",
         }
         self._rows.append(row)
         self._directory.write_log(self._rows)
-        scalars = {"loss": loss, "lr": lr, "search_top1": top1}
+        scalars = {"loss": loss, "lr": lr, self._score: score}
         for name, value in scalars.items():
             if value is not None:
                 self._board.add_scalar(name, value, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssmprune.data import ImageSet, TrainingStream, open_images, open_stream
+from ssmprune.data import ImageSet, TrainingStream
 from ssmprune.errors import RunError, SsmpruneError
-from ssmprune.measure.accuracy import evaluate
+from ssmprune.measure.metric import Metric
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.factory import create_model
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
+from ssmprune.task import Task
+from ssmprune.tasks import task_of
 from ssmprune.training.directory import TrainDirectory
 from ssmprune.training.log import RunLog
 from ssmprune.training.settings import TrainSettings
@@ -49,6 +51,10 @@ class Job:
     num_classes: int | None = None
     imports: tuple[str, ...] = ()
 
+    @property
+    def task(self) -> Task:
+        return task_of(find_config(self.model))
+
     def create_model(self) -> Backbone:
         """The model as its training begins."""
         return create_model(
@@ -77,15 +83,10 @@ class TrainingData:
             UsageError: The data set is unknown, or does not fit the model.
             DataError: A folder is missing, or holds no images.
         """
-        config, settings = find_config(job.model), job.settings
-        expected: dict[str, Any] = {
-            "image_size": config.image_size,
-            "channels": config.channels,
-            "preprocessing": config.preprocessing,
-            "num_classes": job.num_classes,
-            "exact_classes": False,
-        }
-        stream = open_stream(
+        config, settings, task = find_config(job.model), job.settings, job.task
+        expected = {"num_classes": job.num_classes, "exact_classes": False}
+        stream = task.open_stream(
+            config,
             job.data,
             **expected,
             batch_size=settings.batch_size,
@@ -95,7 +96,7 @@ class TrainingData:
         )
         stream.curriculum_steps = round(settings.curriculum * settings.total_steps(stream.images))
         search, holdout = (
-            open_images(job.data, split, **expected) for split in ("search", "holdout")
+            task.open_images(config, job.data, split, **expected) for split in ("search", "holdout")
         )
         return cls(stream, search, holdout)
 
@@ -109,7 +110,7 @@ def run(job: Job, data: TrainingData, device: torch.device) -> None:
         RunError: The directory has no record of the run.
         SsmpruneError: The loss became infinite or NaN.
     """
-    settings, directory = job.settings, TrainDirectory(job.out)
+    settings, directory, metric = job.settings, TrainDirectory(job.out), job.task.metric
     record = directory.read_record()
     if not record:
         raise RunError(
@@ -119,8 +120,8 @@ def run(job: Job, data: TrainingData, device: torch.device) -> None:
     torch.manual_seed(settings.seed)
     network = job.create_model().to(device)
     if job.init is not None and "before" not in record and _is_first():
-        before = evaluate(network, data.holdout.loader, amp=settings.amp)
-        record["before"] = asdict(before)
+        before = metric.evaluate(network, data.holdout.loader, amp=settings.amp)
+        record["before"] = before.to_dict()
         directory.write_record(record)
     teacher = dense_copy(network) if settings.distill else None
     if dist.is_initialized() and device.type == "cuda":
@@ -128,15 +129,16 @@ def run(job: Job, data: TrainingData, device: torch.device) -> None:
     steps = settings.total_steps(data.stream.images)
     with shards(network) as count:
         trainer = Trainer(network, settings, steps, count, teacher)
-        wall_s = _train(trainer, steps, data, directory, record, job.progress and _is_first())
+        shown = job.progress and _is_first()
+        wall_s = _train(trainer, steps, data, directory, record, metric, shown)
         if not _is_first():
             return
         measured = {
-            split.split: asdict(evaluate(trainer.result, split.loader, amp=settings.amp))
+            split.split: metric.evaluate(trainer.result, split.loader, amp=settings.amp).to_dict()
             for split in (data.search, data.holdout)
         }
     record["result"] = {"wall_s": round(wall_s, 1), **measured}
-    directory.write_model(trainer.result.state_dict(), _labels(record, steps))
+    directory.write_model(trainer.result.state_dict(), _labels(record, steps, metric))
     directory.write_record(record)
 
 
@@ -146,6 +148,7 @@ def _train(
     data: TrainingData,
     directory: TrainDirectory,
     record: dict[str, Any],
+    metric: Metric,
     shown: bool,
 ) -> float:
     """Make all steps that are left; returns the seconds that the run has taken altogether."""
@@ -158,7 +161,7 @@ def _train(
     every = trainer.settings.checkpoint_every
     losses: list[Tensor] = []
     batches = data.stream.batches(first, *_place())
-    log = RunLog(directory, first, steps, shown) if _is_first() else None
+    log = RunLog(directory, first, steps, metric, shown) if _is_first() else None
     try:
         for done, batch in zip(range(first + 1, steps + 1), batches, strict=False):
             losses.append(trainer.step(done - 1, *batch))
@@ -171,14 +174,14 @@ def _train(
             losses.clear()
             if log is None:
                 continue
-            top1 = None
+            score = None
             if is_checkpoint:
                 amp = trainer.settings.amp
-                top1 = evaluate(trainer.result, data.search.loader, amp=amp).top1
+                score = metric.evaluate(trainer.result, data.search.loader, amp=amp).score
             seconds = time.perf_counter() - start
-            log.add(done, seconds, trainer.lr, loss, top1)
+            log.add(done, seconds, trainer.lr, loss, score)
             if is_checkpoint:
-                directory.write_model(trainer.result.state_dict(), _labels(record, done))
+                directory.write_model(trainer.result.state_dict(), _labels(record, done, metric))
                 directory.write_state(
                     {"step": done, "seconds": seconds, "trainer": trainer.state()}
                 )
@@ -213,7 +216,7 @@ def _mean_loss(losses: list[Tensor], done: int, settings: TrainSettings) -> floa
     return loss
 
 
-def _labels(record: dict[str, Any], step: int) -> dict[str, str]:
+def _labels(record: dict[str, Any], step: int, metric: Metric) -> dict[str, str]:
     """What a checkpoint says about itself."""
     labels = {
         "format": "pt",
@@ -226,5 +229,6 @@ def _labels(record: dict[str, Any], step: int) -> dict[str, str]:
     }
     for split in ("search", "holdout"):
         if split in record.get("result", {}):
-            labels[f"{split}_top1"] = f"{record['result'][split]['top1']:.2f}"
+            score = record["result"][split][metric.name]
+            labels[f"{split}_{metric.name}"] = f"{score:.2f}"
     return labels

@@ -9,6 +9,8 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from ssmprune.measure.metric import Metric
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -19,11 +21,12 @@ class Progress:
         first: Steps that were made in earlier sessions.
         steps: Steps of the whole run.
         shown: Whether to show anything.
+        metric: What a score of a row is.
     """
 
-    def __init__(self, first: int, steps: int, shown: bool) -> None:
+    def __init__(self, first: int, steps: int, shown: bool, metric: Metric) -> None:
         self._console = Console(stderr=True, quiet=not shown, highlight=False)
-        self._steps = steps
+        self._steps, self._metric = steps, metric
         self._last_line = time.monotonic()
         self._bar = progress.Progress(
             progress.TextColumn("training"),
@@ -56,12 +59,18 @@ class Progress:
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a new row of the log."""
+        score = row[score_column(self._metric)]
         figures = f"loss {row['loss']}"
-        if row["search_top1"]:
-            figures += f"  search top-1 {row['search_top1']} %"
+        if score:
+            figures += f"  search {self._metric.title.lower()} {score} %"
         self._bar.update(self._task, figures=figures)
         now = time.monotonic()
-        is_due = row["search_top1"] or now - self._last_line > _SECONDS_BETWEEN_LINES
+        is_due = score or now - self._last_line > _SECONDS_BETWEEN_LINES
         if is_due and not self._console.is_terminal:
             self._last_line = now
             self._console.print(f"step {row['step']}/{self._steps}  {row['seconds']} s  {figures}")
+
+
+def score_column(metric: Metric) -> str:
+    """The column of a log with the score on the search split."""
+    return f"search_{metric.name}"

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssmprune.models.backbone import Backbone
 from ssmprune.pruning.apply import PruningPlan
 from ssmprune.training.anneal import annealed
-from ssmprune.training.objective import Mixing, Objective
+from ssmprune.training.loss import Mixing, TrainingLoss
 from ssmprune.training.settings import TrainSettings
 
 _MAX_SHARDS = 4
@@ -56,14 +56,14 @@ class Trainer:
         self._shards = shards
         self._pool = ThreadPoolExecutor(shards, thread_name_prefix="ssmprune-train")
         self._teacher = teacher
-        self._objective = Objective(model, settings).to(self.device)
-        self._parameters = list(self._objective.parameters())
-        self._ddp = _distributed(self._objective) if dist.is_initialized() else None
+        self._loss = TrainingLoss(model, settings).to(self.device)
+        self._parameters = list(self._loss.parameters())
+        self._ddp = _distributed(self._loss) if dist.is_initialized() else None
         self._rank = dist.get_rank() if self._ddp else 0
         mixes = settings.mixup or settings.cutmix
         self._mixing = Mixing(settings, model.config.num_classes) if mixes else None
         self._ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
-        self._optimizer = _optimizer(self._objective, settings)
+        self._optimizer = _optimizer(self._loss, settings)
         warmup = round(settings.warmup * steps)
         self._schedule, _ = create_scheduler_v2(
             self._optimizer,
@@ -100,7 +100,7 @@ class Trainer:
         targets = labels_B.to(self.device, non_blocking=True)
         if self._mixing is not None:
             images, targets = self._mixing(images, targets, step, self._rank)
-        self._objective.train()
+        self._loss.train()
         self._schedule.step_update(step)
         parts = list(
             zip(
@@ -135,14 +135,14 @@ class Trainer:
             return image_weight * loss, image_weight * reported
 
         if self._shards == 1:
-            objective = self._ddp or self._objective
+            objective = self._ddp or self._loss
             with _unsynchronised(objective, wanted=not is_last):
                 loss, reported = compute(images, targets, objective)
                 loss.backward()  # type: ignore[no-untyped-call]
             return reported
 
         def differentiate(images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-            loss, reported = compute(images, targets, self._objective)
+            loss, reported = compute(images, targets, self._loss)
             return reported, *torch.autograd.grad(loss, self._parameters)
 
         shares = self._pool.map(
@@ -178,7 +178,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors and plain values."""
         return {
-            "modules": self._objective.state_dict(),
+            "modules": self._loss.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "ema": self._ema.module.state_dict() if self._ema else None,
             "rng": torch.get_rng_state(),
@@ -187,7 +187,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `state` returned."""
-        self._objective.load_state_dict(state["modules"])
+        self._loss.load_state_dict(state["modules"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
             self._ema.module.load_state_dict(state["ema"])
@@ -207,9 +207,9 @@ def dense_copy(model: Backbone) -> Backbone:
     return teacher
 
 
-def _distributed(objective: Objective) -> DistributedDataParallel:
-    device = next(objective.parameters()).device
-    return DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
+def _distributed(loss: TrainingLoss) -> DistributedDataParallel:
+    device = next(loss.parameters()).device
+    return DistributedDataParallel(loss, [device] if device.type == "cuda" else None)
 
 
 def _unsynchronised(module: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
@@ -219,10 +219,10 @@ def _unsynchronised(module: nn.Module, wanted: bool) -> AbstractContextManager[A
     return nullcontext()
 
 
-def _optimizer(objective: Objective, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(loss: TrainingLoss, settings: TrainSettings) -> torch.optim.Optimizer:
     """timm's optimiser of this name."""
     options: dict[str, Any] = {} if settings.betas is None else {"betas": settings.betas}
-    groups = parameter_groups(objective, settings.weight_decay)
+    groups = parameter_groups(loss, settings.weight_decay)
     return create_optimizer_v2(groups, opt=settings.optimizer, lr=settings.lr, **options)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssmprune import Policy, create_model
+from ssmprune import Policy, classification, create_model
 from ssmprune.data import open_images, open_stream
 from ssmprune.errors import DataError, RunError, SsmpruneError, UsageError
 from ssmprune.models import zoo
@@ -40,7 +40,7 @@ stages: [{layer: 1, keep_ratio: 0.5}]
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(loop, "open_images", functools.partial(open_images, limit=16))
+    monkeypatch.setattr(classification, "open_images", functools.partial(open_images, limit=16))
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -111,7 +111,9 @@ def test_a_resumed_run_computes_what_an_uninterrupted_one_does(
     with monkeypatch.context() as patch:
         for before in (3, 5):
             patch.setattr(
-                loop, "open_stream", lambda *a, n=before, **k: Interrupted(open_stream(*a, **k), n)
+                classification,
+                "open_stream",
+                lambda *a, n=before, **k: Interrupted(open_stream(*a, **k), n),
             )
             with pytest.raises(KeyboardInterrupt):
                 train("vim_nano", "digits", tmp_path / "parts", settings, **more)

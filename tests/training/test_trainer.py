@@ -14,7 +14,7 @@ from ssmprune.data import open_stream
 from ssmprune.models.zoo import find_config
 from ssmprune.training import TrainSettings
 from ssmprune.training.anneal import annealed
-from ssmprune.training.objective import Mixing, Objective
+from ssmprune.training.loss import Mixing, TrainingLoss
 from ssmprune.training.trainer import Trainer, dense_copy, parameter_groups, shard_limit
 
 POLICY = Policy.from_yaml("""
@@ -169,13 +169,14 @@ def test_teacher_stays_dense_and_still():
 class Fixed(nn.Module):
     """A backbone that always answers with the same logits."""
 
-    config = SimpleNamespace(embed_dim=2, num_classes=3)
+    config = SimpleNamespace(embed_dim=2, num_classes=3, task="classification")
+    restores = False
 
     def __init__(self, logits):
         super().__init__()
         self.logits = logits
 
-    def forward_features(self, images):
+    def encode(self, images, restore):
         return SimpleNamespace(hidden=images)
 
     def forward_head(self, stream):
@@ -189,7 +190,7 @@ def test_objective_is_the_formula():
     settings = TrainSettings(
         steps=1, lr=1.0, distill=weight, temperature=T, label_smoothing=smoothing
     )
-    _, found = Objective(Fixed(ours), settings)(torch.zeros(5, 1, 2), labels, dense, 0.0)
+    _, found = TrainingLoss(Fixed(ours), settings)(torch.zeros(5, 1, 2), labels, dense, 0.0)
     expected = 0.0
     for x, t, label in zip(ours.tolist(), dense.tolist(), labels.tolist(), strict=True):
         p, q = ([math.exp(v / T) for v in row] for row in (t, x))

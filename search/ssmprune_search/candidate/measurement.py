@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ssmprune.policy import Policy
 
 LATENCY_BATCH = 16
 """Most images in the batch whose latency and peak memory are measured."""
+
+SCORES = ("top1",)
+"""Figures that say how well a model does its task; of them a measurement has one."""
 
 LATENCY_FIGURES = ("latency_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high")
 MEMORY_FIGURES = ("peak_memory_bytes", "peak_memory_ratio")
@@ -72,6 +75,30 @@ class Measurement:
         """What `to_dict` gave, as a measurement again."""
         values: dict[str, Any] = {k: math.nan if v is None else v for k, v in figures.items()}
         return cls(**values)
+
+    @property
+    def score(self) -> float:
+        """How well the policy does the model's task, in per cent."""
+        return float(getattr(self, self._score_name))
+
+    @property
+    def score_low(self) -> float:
+        """Lower end of the score's 95 % interval."""
+        return float(getattr(self, f"{self._score_name}_low"))
+
+    @property
+    def score_high(self) -> float:
+        """Upper end of the score's 95 % interval."""
+        return float(getattr(self, f"{self._score_name}_high"))
+
+    def with_score(self, score: float) -> Measurement:
+        """The same with another score."""
+        changed: dict[str, Any] = {self._score_name: score}
+        return replace(self, **changed)
+
+    @property
+    def _score_name(self) -> str:
+        return next((name for name in SCORES if not math.isnan(getattr(self, name))), SCORES[0])
 
     def value(self, objective: str) -> float:
         """The figure of one objective."""

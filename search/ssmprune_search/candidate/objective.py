@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ssmprune.models.configs import ModelConfig
 from ssmprune_search.candidate.measurement import Measurement
 
 
@@ -23,7 +24,9 @@ class Objective:
         share: The attribute that people are shown and limits bound: the value over that of the
             dense model, or for accuracy the value itself, in per cent.
         limit: What a space's limits call it.
+        limit_meaning: What a limit on it means, for people.
         maximise: Whether more is better.
+        task: Of a score, the task that it is of, by its name in `ssmprune.tasks`.
         ends: The attributes with the ends of the 95 % interval of `share`, where it has one.
         noisy: Whether two values only differ where their intervals do not overlap.
         unit: Of the value, for people, and how many of the value's own units it is.
@@ -34,8 +37,10 @@ class Objective:
     title: str
     share: str
     limit: str
+    limit_meaning: str
     columns: Mapping[str, str] = field(compare=False)
     maximise: bool = False
+    task: str = ""
     ends: tuple[str, str] | None = None
     noisy: bool = False
     unit: tuple[str, float] = ("", 1.0)
@@ -97,7 +102,9 @@ TOP1 = Objective(
     title="Top-1",
     share="top1",
     limit="top1",
+    limit_meaning="Lowest top-1 on the search split, in per cent.",
     maximise=True,
+    task="classification",
     ends=("top1_low", "top1_high"),
     columns={
         "search_top1": "per cent on the search split, which the search decided by",
@@ -115,6 +122,7 @@ FLOPS = Objective(
     title="FLOPs",
     share="flops_ratio",
     limit="flops_ratio",
+    limit_meaning="Highest FLOPs over the dense model's, such as 0.6.",
     unit=("M", 1e6),
     columns={
         "flops": "multiply-adds for one image, everything that runs",
@@ -127,6 +135,7 @@ LATENCY = Objective(
     title="Latency",
     share="latency_ratio",
     limit="latency_ratio",
+    limit_meaning="Highest latency over the dense model's, such as 0.7.",
     ends=("latency_ratio_low", "latency_ratio_high"),
     noisy=True,
     unit=("ms", 1.0),
@@ -142,6 +151,7 @@ PEAK_MEMORY = Objective(
     title="Peak memory",
     share="peak_memory_ratio",
     limit="memory_ratio",
+    limit_meaning="Highest peak memory over the dense model's, such as 0.8.",
     unit=("MiB", 2**20),
     columns={
         "peak_memory_ratio": "peak memory over the dense model's; empty if not measured",
@@ -152,9 +162,16 @@ PEAK_MEMORY = Objective(
 OBJECTIVES = {objective.name: objective for objective in (TOP1, FLOPS, LATENCY, PEAK_MEMORY)}
 """By name; candidates that are equal in one rank by the next."""
 
+SCORES = [objective for objective in OBJECTIVES.values() if objective.maximise]
 COSTS = [objective for objective in OBJECTIVES.values() if not objective.maximise]
 MEASURED_COSTS = [cost for cost in COSTS if cost is not FLOPS]
 """Costs that are only known once they were measured."""
+
+
+def score_of(config: ModelConfig) -> Objective:
+    """The objective that says how well a model does its task."""
+    return next(score for score in SCORES if score.task == config.task)
+
 
 if TYPE_CHECKING:
     ObjectiveName = str

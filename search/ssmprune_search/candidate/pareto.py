@@ -28,7 +28,7 @@ from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.objective import FLOPS, OBJECTIVES, TOP1, Objective
+from ssmprune_search.candidate.objective import FLOPS, OBJECTIVES, SCORES, Objective
 
 
 def front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:
@@ -126,7 +126,7 @@ def select(members: Sequence[Candidate], **limits: float | None) -> Candidate:
     within = [c for c in members if _excess(c, given) <= 0]
     if not within:
         raise UsageError(_nothing_within(members, given))
-    return min(within, key=lambda c: (-c.search.top1, c.search.flops, c.trial))
+    return min(within, key=lambda c: (-c.search.score, c.search.flops, c.trial))
 
 
 def _judged(objectives: Sequence[str]) -> list[Objective]:
@@ -172,9 +172,9 @@ def _nothing_within(members: Sequence[Candidate], limits: Mapping[Objective, flo
     wanted = " and ".join(
         f"{o.share} {'>=' if o.maximise else '<='} {limit:g}" for o, limit in limits.items()
     )
-    found = ", ".join(
-        f"{o.share} {o.as_limit(nearest.search):g}" for o in dict.fromkeys((TOP1, FLOPS, *limits))
-    )
+    scores = [score for score in SCORES if score.is_measured(nearest.search)]
+    shown = dict.fromkeys((*scores, FLOPS, *limits))
+    found = ", ".join(f"{o.share} {o.as_limit(nearest.search):g}" for o in shown)
     return (
         f"the limits must leave one of the front's {len(members)} policies, got {wanted}; "
         f"the nearest is trial {nearest.trial} with {found}: allow for that, or search further."

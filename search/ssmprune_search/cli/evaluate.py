@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from ssmprune.bounds import MOST_IMAGES
-from ssmprune.data import SPLITS, open_images_for
+from ssmprune.data import SPLITS
 from ssmprune.devices import find_device
 from ssmprune.extensions import import_modules
-from ssmprune.measure.accuracy import evaluate
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
+from ssmprune.tasks import task_of
 from ssmprune_search.cli.options import (
     Bf16,
     Checkpoint,
@@ -61,13 +60,14 @@ def evaluate_model(
         model, weights, policy, checkpoint_key=checkpoint_key, image_size=sides(image_size)
     ).to(place)
     config = network.config
-    images = open_images_for(config, data, split, batch_size=batch_size)
-    accuracy = evaluate(network, images.loader, amp=bf16, progress=True)
-    chance = 100 / config.num_classes
-    if policy is None and accuracy.top1 <= chance:
+    task = task_of(config)
+    images = task.open_images(config, data, split, batch_size=batch_size)
+    figures = task.metric.evaluate(network, images.loader, amp=bf16, progress=True)
+    chance = task.metric.chance(config)
+    if policy is None and figures.score <= chance:
         typer.echo(
-            f"top-1 is not above chance, {chance:g} %: classes, weights or preprocessing may not "
-            "match.",
+            f"{task.metric.title.lower()} is not above chance, {chance:g} %: classes, weights or "
+            "preprocessing may not match.",
             err=True,
         )
     if as_json:
@@ -80,10 +80,6 @@ def evaluate_model(
             "split": split,
             "policy": policy and str(policy),
         }
-        print_json({**call, **asdict(accuracy)})
+        print_json({**call, **figures.to_dict()})
         return
-    show(
-        f"top-1  {accuracy.top1:.2f} %, 95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}",
-        f"top-5  {accuracy.top5:.2f} %",
-        f"images {accuracy.images:,} of the {split} split",
-    )
+    show(*figures.told(), f"images {figures.images:,} of the {split} split")

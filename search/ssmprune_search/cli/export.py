@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ssmprune.extensions import import_modules
+from ssmprune_search.candidate.objective import COSTS, SCORES
 from ssmprune_search.cli.options import Imports, Json, Run
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -15,36 +18,41 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="The policy's file; with --all a directory.")
 ]
-MaxFlopsRatio = Annotated[
-    float | None, typer.Option(help="Highest FLOPs over the dense model's, such as 0.6.")
-]
-MaxLatencyRatio = Annotated[
-    float | None, typer.Option(help="Highest latency over the dense model's, such as 0.7.")
-]
-MaxMemoryRatio = Annotated[
-    float | None, typer.Option(help="Highest peak memory over the dense model's, such as 0.8.")
-]
-MinTop1 = Annotated[
-    float | None, typer.Option(help="Lowest top-1 on the search split, in per cent.")
-]
 Everything = Annotated[
     bool, typer.Option("--all", help="Every policy of the front instead of the best.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
 
 
+def _with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for the limit of each objective, in place of its `limits`."""
+    own = inspect.signature(command, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    limits = [
+        inspect.Parameter(
+            objective.option,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[float | None, typer.Option(help=objective.limit_meaning)],
+        )
+        for objective in (*COSTS, *SCORES)
+    ]
+    signature = own.replace(parameters=[*parameters[:2], *limits, *parameters[2:]])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return command
+
+
 @app.command()
+@_with_limits
 def export(
     run: Run,
     output: Output,
-    max_flops_ratio: MaxFlopsRatio = None,
-    max_latency_ratio: MaxLatencyRatio = None,
-    max_memory_ratio: MaxMemoryRatio = None,
-    min_top1: MinTop1 = None,
     everything: Everything = False,
     force: Force = False,
     imports: Imports = None,
     as_json: Json = False,
+    **limits: float | None,
 ) -> None:
     """The policy of the front with the highest top-1 within the limits, as a policy file.
 
@@ -58,12 +66,6 @@ def export(
     from ssmprune_search.results.outcome import Outcome
     from ssmprune_search.results.table import row, to_table
 
-    limits = {
-        "max_flops_ratio": max_flops_ratio,
-        "max_latency_ratio": max_latency_ratio,
-        "max_memory_ratio": max_memory_ratio,
-        "min_top1": min_top1,
-    }
     _check_limits(limits, everything)
     import_modules(imports or ())
     outcome = Outcome.read(run)
@@ -80,15 +82,15 @@ def export(
         typer.echo(f"written: {path}", err=True)
 
 
-def _check_limits(limits: dict[str, float | None], everything: bool) -> None:
+def _check_limits(limits: Mapping[str, float | None], everything: bool) -> None:
     """Refuse limits that are out of range, or have no place in the call."""
-    for name, limit in limits.items():
-        option = f"--{name.replace('_', '-')}"
+    for objective in (*COSTS, *SCORES):
+        limit, option = limits[objective.option], f"--{objective.option.replace('_', '-')}"
         if limit is None:
             continue
         if everything:
             raise typer.BadParameter(f"--all exports the whole front; leave {option} out.")
-        if name == "min_top1" and not 1 < limit <= 100:
+        if objective.maximise and not 1 < limit <= 100:
             raise typer.BadParameter(f"{option} must be in (1, 100] per cent, got {limit:g}.")
-        if name != "min_top1" and not 0 < limit <= 2:
+        if not objective.maximise and not 0 < limit <= 2:
             raise typer.BadParameter(f"{option} must be in (0, 2], 1 being dense, got {limit:g}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,9 @@ from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_WORKERS
 from ssmprune.devices import find_device
 from ssmprune.errors import Faults
 from ssmprune.extensions import import_modules
+from ssmprune.models.zoo import find_config
 from ssmprune.output import print_json, show
+from ssmprune.tasks import task_of
 from ssmprune.training import TrainResult, TrainSettings, load_recipe, shipped_recipes
 from ssmprune.training import train as run_training
 from ssmprune_search.cli.options import (
@@ -157,7 +158,7 @@ def train(
         command=shlex.join(["ssmprune", *sys.argv[1:]]),
         imports=imports or (),
     )
-    _tell(result, as_json)
+    _tell(model, result, as_json)
 
 
 def _prepared(
@@ -184,18 +185,16 @@ def _prepared(
     return settings, weights, place
 
 
-def _tell(result: TrainResult, as_json: bool) -> None:
+def _tell(model: str, result: TrainResult, as_json: bool) -> None:
     if as_json:
-        before = result.before and asdict(result.before)
-        print_json(
-            {"checkpoint": str(result.checkpoint), **asdict(result.accuracy), "before": before}
-        )
+        before, after = result.before and result.before.to_dict(), result.accuracy.to_dict()
+        print_json({"checkpoint": str(result.checkpoint), **after, "before": before})
         return
-    accuracy = result.accuracy
-    began = f"{result.before.top1:.2f} % before, " if result.before else ""
+    accuracy, metric = result.accuracy, task_of(find_config(model)).metric
+    began = f"{result.before.score:.2f} % before, " if result.before else ""
     show(
         f"{began}"
-        f"{accuracy.top1:.2f} % top-1 on the holdout "
+        f"{accuracy.score:.2f} % {metric.title.lower()} on the holdout "
         f"(95 % interval {accuracy.low:.2f} to {accuracy.high:.2f}, {accuracy.images:,} images)",
         f"weights: {result.checkpoint}",
     )

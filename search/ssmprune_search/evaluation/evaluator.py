@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssmprune.data import Batch, ImageSet, open_images_for
-from ssmprune.measure.accuracy import correct, wilson_interval
+from ssmprune.data import Batch, ImageSet
 from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency, device_name, precision_name
 from ssmprune.measure.memory import peak_memory
@@ -26,6 +25,7 @@ from ssmprune.models.factory import create_model
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy, remove_policy
 from ssmprune.scan import resolve_backend
+from ssmprune.tasks import task_of
 from ssmprune_search.candidate.measurement import (
     LATENCY_BATCH,
     LATENCY_FIGURES,
@@ -34,7 +34,7 @@ from ssmprune_search.candidate.measurement import (
     Measurement,
 )
 from ssmprune_search.evaluation.prefix import FromBlock, Piece, PrefixCache
-from ssmprune_search.study.race import Bits, Race
+from ssmprune_search.study.race import Race
 
 # Sets of images up to this size are read once and stay on the device.
 RESIDENT_BYTES = 4 * 2**30
@@ -140,7 +140,7 @@ class ModelEvaluators:
         return replace(self, batch_size=half) if half >= LATENCY_BATCH else None
 
     def _images(self, split: str, config: ModelConfig) -> ImageSet:
-        return open_images_for(config, self.data, split, batch_size=self.batch_size)
+        return task_of(config).open_images(config, self.data, split, batch_size=self.batch_size)
 
 
 class ModelEvaluator:
@@ -166,6 +166,7 @@ class ModelEvaluator:
         self._unpruned = copy.copy(self._pruned)  # the same weights, never with a policy
         remove_policy(self._unpruned)
         self._batch = next(iter(images.loader))[0][:LATENCY_BATCH].to(setting.device)
+        self._metric = task_of(model.config).metric
         self._dense_flops = count_flops(model.config).flops
         self._prefixes = PrefixCache(model, PREFIX_BYTES) if model.resumes else None
 
@@ -180,15 +181,13 @@ class ModelEvaluator:
         memory = self._memory(policy)
         race.start(memory["peak_memory_bytes"])
         self._run(race)
-        hits, images = int(race.correct.sum()), len(race.correct)
-        low, high = wilson_interval(hits, images)
+        names = (self._metric.name, f"{self._metric.name}_low", f"{self._metric.name}_high")
+        scores: dict[str, Any] = dict(zip(names, self._metric.summary(race.scores), strict=True))
         count = count_flops(self._pruned.config, policy)
         return Measurement(
             split=self._images.split,
-            top1=100 * hits / images,
-            top1_low=low,
-            top1_high=high,
-            images=images,
+            **scores,
+            images=len(race.scores),
             flops=count.flops,
             flops_ratio=count.flops / self._dense_flops,
             paper_flops=count.paper_flops,
@@ -198,7 +197,7 @@ class ModelEvaluator:
 
     def _run(self, race: Race) -> None:
         """Classify the images from rung to rung until the race is over."""
-        seen: list[Bits] = [race.known]
+        seen = [race.known] if len(race.known) else []
         model: nn.Module = self._pruned
         known = len(race.known)
         pieces = _pieces(self._images.loader, Race().rungs(len(self._images)))
@@ -210,7 +209,7 @@ class ModelEvaluator:
         unseen = (piece for piece in pieces if piece.rung > known)
         for _, segment in itertools.groupby(unseen, key=lambda piece: piece.rung):
             batches = self._entering(segment, first)
-            seen.append(correct(model, batches, amp=self._setting.amp).numpy())
+            seen.append(self._metric.observe(model, batches, amp=self._setting.amp).numpy())
             if race.show(np.concatenate(seen)):
                 return
 

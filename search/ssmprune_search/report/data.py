@@ -10,7 +10,7 @@ from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import COSTS, MEASURED_COSTS
 from ssmprune_search.report.findings import Findings
-from ssmprune_search.report.references import Schedule
+from ssmprune_search.report.references import KnownSchedule
 from ssmprune_search.report.samples import Bench, data_uri, passage_data
 from ssmprune_search.results.export import annotate
 from ssmprune_search.results.outcome import Outcome
@@ -30,6 +30,7 @@ def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
     holdout = outcome.dense_holdout
     return {
         "objectives": list(outcome.objectives),
+        "score": {"name": outcome.score.name, "title": outcome.score.title},
         "costs": [
             {"name": cost.name, "key": cost.key, "title": cost.title, "unit": cost.unit}
             for cost in COSTS
@@ -70,7 +71,7 @@ def _points(findings: Findings) -> Iterator[dict[str, Any]]:
             **_costs(schedule.figures.get("search")),
         }
     for model in smaller.models if smaller.comparable else ():
-        interval = [model.top1, model.top1, model.top1]
+        interval = [model.score] * 3
         yield {
             "id": f"model-{model.name}",
             "name": model.name,
@@ -107,9 +108,9 @@ def _candidate_point(candidate: Candidate, kind: str) -> dict[str, Any]:
 
 
 def _accuracies(figures: Mapping[str, Measurement]) -> dict[str, list[float] | None]:
-    """Top-1 with the ends of its interval by split; None where it was not measured."""
+    """The score with the ends of its interval by split; None where it was not measured."""
     return {
-        split: [round(v, 3) for v in (f.top1, f.top1_low, f.top1_high)]
+        split: [round(v, 3) for v in (f.score, f.score_low, f.score_high)]
         if (f := figures.get(split))
         else None
         for split in ("search", "holdout")
@@ -162,7 +163,7 @@ def _policy_data(
     }
 
 
-def schedule_ids(schedules: Sequence[Schedule]) -> list[tuple[str, Schedule]]:
+def schedule_ids(schedules: Sequence[KnownSchedule]) -> list[tuple[str, KnownSchedule]]:
     """Each schedule with the id of its point."""
     return [(f"schedule-{number}", schedule) for number, schedule in enumerate(schedules)]
 

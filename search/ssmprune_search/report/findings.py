@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ssmprune_search.report.history import Choice, Moment, choices, follow, importances
 from ssmprune_search.report.recovery import Recovery, read_recovery
 from ssmprune_search.report.references import (
+    KnownSchedule,
     Measured,
-    Schedule,
     SmallerModels,
     find_schedules,
     find_smaller_models,
@@ -31,7 +31,7 @@ class Findings:
     outcome: Outcome
     counts: Counts
     unfinished: str | None
-    schedules: list[Schedule]
+    schedules: list[KnownSchedule]
     smaller: SmallerModels
     moments: list[Moment]
     importances: dict[str, dict[str, float]]

@@ -23,7 +23,7 @@ const MARKERS = {
 };
 const FAMILY_MARKERS = ["square", "triangle", "diamond", "chevron", "cross", "bar"];
 const FAMILY_COLORS = 4;
-const DEEPEST = 40; // points of top-1 below the dense model
+const DEEPEST = 40; // points below the dense model
 const REACH = 26; // pixels between the pointer and the point that it means
 
 class Front {
@@ -51,13 +51,17 @@ class Front {
 
   // Each pair of objectives: accuracy stands upright, and FLOPs lie down.
   findPairs() {
-    const { objectives, costs } = this.report;
+    const { objectives, costs, score } = this.report;
     const there = costs.filter(({ name }) => objectives.includes(name));
-    const pairs = there.map((cost) => ({ x: cost.name, y: "top1" }));
+    const pairs = there.map((cost) => ({ x: cost.name, y: score.name }));
     there.forEach((x, n) => there.slice(n + 1).forEach((y) => pairs.push({ x: x.name, y: y.name })));
-    const found = objectives.includes("top1") ? pairs : pairs.filter(({ y }) => y !== "top1");
-    const chosen = found.length ? found : [{ x: "flops", y: "top1" }];
+    const found = objectives.includes(score.name) ? pairs : pairs.filter(({ y }) => y !== score.name);
+    const chosen = found.length ? found : [{ x: "flops", y: score.name }];
     return chosen.map(({ x, y }) => ({ x, y, name: `${this.title(y)} against ${lowered(this.title(x))}` }));
+  }
+
+  isScore(objective) {
+    return objective === this.report.score.name;
   }
 
   cost(name) {
@@ -65,13 +69,13 @@ class Front {
   }
 
   title(objective) {
-    return objective === "top1" ? "Top-1" : this.cost(objective).title;
+    return this.isScore(objective) ? this.report.score.title : this.cost(objective).title;
   }
 
   // Value, lower and upper end of one objective; null where it was not measured.
   figure(point, objective) {
     if (objective === "flops") return [point.flops, point.flops, point.flops];
-    return objective === "top1" ? point[this.split] : point[this.cost(objective).key];
+    return this.isScore(objective) ? point[this.split] : point[this.cost(objective).key];
   }
 
   placed(kind) {
@@ -109,7 +113,7 @@ class Front {
     const figures = kinds.flatMap((kind) => this.placed(kind)).map((place) => place[axis]);
     let [low, high] = [Math.min(...figures.map((f) => f[1])), Math.max(...figures.map((f) => f[2]))];
     const [dense] = this.of("dense");
-    if (objective === "top1" && dense[this.split]) low = Math.max(low, dense[this.split][0] - DEEPEST);
+    if (this.isScore(objective) && dense[this.split]) low = Math.max(low, dense[this.split][0] - DEEPEST);
     const margin = 0.05 * (high - low || 0.1);
     return [low - margin, high + margin];
   }
@@ -121,9 +125,9 @@ class Front {
     const [xs, ys] = [this.range("x"), this.range("y")];
     this.x = linear(xs, [frame.left, frame.right]);
     this.y = linear(ys, [frame.bottom, frame.top]);
-    const name = (objective) => objective === "top1" ? `Top-1 on the ${this.split} split`
+    const name = (objective) => this.isScore(objective) ? `${this.report.score.title} on the ${this.split} split`
       : `${this.title(objective)}, share of the dense model's`;
-    const format = (objective) => (v) => (objective === "top1" ? `${v} %` : `${+(100 * v).toFixed(1)} %`);
+    const format = (objective) => (v) => (this.isScore(objective) ? `${v} %` : `${+(100 * v).toFixed(1)} %`);
     this.svg.replaceChildren();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
@@ -161,7 +165,7 @@ class Front {
 
   // Members that no other member beats in these two objectives.
   drawLine() {
-    const down = this.pair.y !== "top1";
+    const down = !this.isScore(this.pair.y);
     const places = this.placed("front").sort((a, b) => a.x[0] - b.x[0] || (down ? 1 : -1) * (a.y[0] - b.y[0]));
     let best = down ? Infinity : -Infinity;
     const corners = places.filter(({ y: [value] }) => {
@@ -211,7 +215,7 @@ class Front {
 
   // Known schedules without accuracy: their FLOPs are exact, so they stand on the axis.
   drawUnmeasured() {
-    if (this.pair.x !== "flops" || this.pair.y !== "top1" || this.hidden.has("schedule")) return;
+    if (this.pair.x !== "flops" || !this.isScore(this.pair.y) || this.hidden.has("schedule")) return;
     for (const point of this.of("schedule").filter((p) => !p[this.split])) {
       const [at, up] = [this.x(point.flops), this.frame.bottom];
       if (at < this.frame.left || at > this.frame.right) continue;
@@ -227,10 +231,10 @@ class Front {
     const found = [point.name];
     for (const split of ["search", "holdout"]) {
       if (point[split] && point.kind !== "smaller") {
-        found.push(`${top1(point[split][0])} top-1 on the ${split} split (${interval(point[split])})`);
+        found.push(`${score(point[split][0])} ${lowered(this.report.score.title)} on the ${split} split (${interval(point[split])})`);
       }
     }
-    if (point.kind === "smaller") found.push(`${top1(point.search[0])} top-1, published`);
+    if (point.kind === "smaller") found.push(`${score(point.search[0])} ${lowered(this.report.score.title)}, published`);
     if (!point.search && !point.holdout) found.push("accuracy not measured");
     found.push(`${percent(point.flops, 1)} of the FLOPs`);
     for (const { name, key, title } of this.report.costs.filter((cost) => point[cost.key] && cost.name !== "flops")) {

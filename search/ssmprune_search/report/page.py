@@ -20,7 +20,7 @@ GENERATOR = "ssmprune report"
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("svg", "front", "growth", "policy", "page")
-_CLOSE = 1.0  # points of top-1 that a policy may lose to be called close to the dense model
+_CLOSE = 1.0  # points that a policy may lose to be called close to the dense model
 
 
 def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> str:
@@ -46,6 +46,7 @@ def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> s
         generator=GENERATOR,
         titles={name: objective.title for name, objective in OBJECTIVES.items()},
         objectives=[OBJECTIVES[name] for name in outcome.objectives],
+        score=outcome.score,
         costs=[cost for cost in MEASURED_COSTS if cost.name in outcome.objectives],
         findings=findings,
         outcome=outcome,
@@ -60,12 +61,12 @@ def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> s
 
 
 def _headline(outcome: Outcome) -> dict[str, Any]:
-    """The cheapest member whose top-1 on the search split is close to dense, or the best one.
+    """The cheapest member whose score on the search split is close to dense, or the best one.
 
     The search split chooses; the figures are the holdout's where they are known.
     """
-    close = [m for m in outcome.members if m.search.top1 >= outcome.dense.top1 - _CLOSE]
-    best = max(outcome.members, key=lambda m: m.search.top1)
+    close = [m for m in outcome.members if m.search.score >= outcome.dense.score - _CLOSE]
+    best = max(outcome.members, key=lambda m: m.search.score)
     chosen = min(close, key=lambda m: m.search.flops, default=best)
     is_final = chosen.holdout is not None and outcome.dense_holdout is not None
     return {

@@ -34,9 +34,9 @@ class PolicyView {
     for (const split of ["search", "holdout"]) {
       const images = report.images[split];
       if (!images) continue;
-      const value = point[split] ? top1(point[split][0]) : "not measured";
+      const value = point[split] ? score(point[split][0]) : "not measured";
       const under = point[split] ? `${interval(point[split])}, ${images.toLocaleString("en")} images` : "";
-      rows.push([`Top-1, ${split}`, value, under]);
+      rows.push([`${report.score.title}, ${split}`, value, under]);
     }
     const flops = (key) => `${(policy[key] / 1e6).toFixed(1)} M of ${(report.dense[key] / 1e6).toFixed(1)} M`;
     const ratio = (key) => percent(policy[key] / report.dense[key], 1);

@@ -43,7 +43,7 @@ Measured = dict[str, dict[str, Measurement]]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class KnownSchedule:
     """A policy that somebody chose by hand.
 
     Attributes:
@@ -67,13 +67,13 @@ class SmallerModel:
 
     Attributes:
         flops_ratio: Its FLOPs over those of the searched model.
-        top1: Published, in per cent.
+        score: Published top-1, in per cent.
     """
 
     name: str
     flops: int
     flops_ratio: float
-    top1: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SmallerModels:
     note: str
 
 
-def find_schedules(outcome: Outcome, measured: Measured) -> list[Schedule]:
+def find_schedules(outcome: Outcome, measured: Measured) -> list[KnownSchedule]:
     """Those that ship for the model, and those that the search began with, fewest FLOPs first."""
     evaluated = {_key(c.policy): c for c in outcome.candidates}
     shipped = [(name, policy) for name, policy in _shipped(outcome.run.space.model)]
@@ -102,7 +102,7 @@ def find_schedules(outcome: Outcome, measured: Measured) -> list[Schedule]:
         figures = dict(measured.get(_key(policy), {}))
         if candidate := evaluated.get(_key(policy)):
             figures |= {f.split: f for f in (candidate.search, candidate.holdout) if f}
-        found.append(Schedule(name, policy, figures))
+        found.append(KnownSchedule(name, policy, figures))
     config = outcome.run.space.config
     return sorted(found, key=lambda s: count_flops(config, s.policy).flops)
 
@@ -159,18 +159,18 @@ def find_smaller_models(outcome: Outcome) -> SmallerModels:
             f"of {space.model}. Train one and set its top-1 and FLOPs against the front's.",
         )
     published = PUBLISHED_TOP1.get(space.model)
-    comparable = published is not None and abs(published - dense.top1) <= _SAME_DATA
+    comparable = published is not None and abs(published - dense.score) <= _SAME_DATA
     if comparable:
         note = (
             "Top-1 of the smaller models is as published, on all of ImageNet's validation images. "
-            f"It may stand beside this run's as {space.model} reaches {dense.top1:.1f} % here, "
+            f"It may stand beside this run's as {space.model} reaches {dense.score:.1f} % here, "
             f"within {_SAME_DATA:g} point of its published {published:.1f} %."
         )
     else:
         told = "has no published top-1" if published is None else f"has {published:.1f} %"
         note = (
             f"The published top-1 of these models is not drawn beside this run's: {space.model} "
-            f"reaches {dense.top1:.1f} % here and {told} as published, so the images or the "
+            f"reaches {dense.score:.1f} % here and {told} as published, so the images or the "
             f"weights differ."
         )
     return SmallerModels(models, comparable, note)

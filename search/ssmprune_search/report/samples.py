@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ssmprune.data import open_images_for
 from ssmprune.data.single import to_pixels
 from ssmprune.errors import RunError, SsmpruneError
 from ssmprune.models.checkpoint_file import checkpoint_sha256
@@ -22,6 +21,7 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.pruning.kept import KeptPatches, kept_patches
+from ssmprune.tasks import task_of
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
 from ssmprune_search.results.outcome import Outcome
@@ -55,7 +55,7 @@ class Bench:
         self._open: dict[str, Evaluator] = {}
         self._model = evaluators.load().to(evaluators.device)
         config = self._model.config
-        images = open_images_for(config, evaluators.data, "holdout", limit=SAMPLES)
+        images = task_of(config).open_images(config, evaluators.data, "holdout", limit=SAMPLES)
         self._images, labels = next(iter(images.loader))
         self._classes = images.classes
         self.labels = tuple(self.class_name(label) for label in labels.tolist())

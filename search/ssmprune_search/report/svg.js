@@ -35,7 +35,7 @@ function ticks(low, high, count) {
 
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 const lowered = (title) => (title === "FLOPs" ? title : title.toLowerCase());
-const top1 = (value) => `${value.toFixed(1)} %`;
+const score = (value) => `${value.toFixed(1)} %`;
 const interval = ([, low, high], digits = 1) => `${low.toFixed(digits)} to ${high.toFixed(digits)}`;
 
 // Grid lines, labels and names of both axes; the margins leave room for them.

@@ -12,6 +12,7 @@ from typing import Any
 from ssmprune.errors import FileError, UsageError
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import Objective
 from ssmprune_search.results.outcome import Outcome
 
 
@@ -58,9 +59,9 @@ def write_policies(policies: Mapping[Path, Policy], *, force: bool = False) -> N
 
 def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
     search, dense = candidate.search, outcome.dense
-    measured: dict[str, Any] = {"search": _accuracy(search, dense)}
+    measured: dict[str, Any] = {"search": _scored(search, dense, outcome.score)}
     if candidate.holdout and outcome.dense_holdout:
-        measured["holdout"] = _accuracy(candidate.holdout, outcome.dense_holdout)
+        measured["holdout"] = _scored(candidate.holdout, outcome.dense_holdout, outcome.score)
     measured["flops"] = _cost(search.flops, dense.flops)
     measured["paper_flops"] = _cost(search.paper_flops, dense.paper_flops)
     if not math.isnan(search.latency_ratio):
@@ -71,14 +72,14 @@ def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
     return measured
 
 
-def _accuracy(figures: Measurement, dense: Measurement) -> dict[str, Any]:
+def _scored(figures: Measurement, dense: Measurement, score: Objective) -> dict[str, Any]:
     return {
         "split": figures.split,
         "images": figures.images,
-        "top1": round(figures.top1, 2),
-        "top1_low": round(figures.top1_low, 2),
-        "top1_high": round(figures.top1_high, 2),
-        "dense_top1": round(dense.top1, 2),
+        score.name: round(figures.score, 2),
+        f"{score.name}_low": round(figures.score_low, 2),
+        f"{score.name}_high": round(figures.score_high, 2),
+        f"dense_{score.name}": round(dense.score, 2),
     }
 
 

@@ -1,4 +1,4 @@
-"""The front as a picture: top-1 against cost, with everything it has to be compared with."""
+"""The front as a picture: score against cost, with everything it has to be compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssmprune.picture import save
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.objective import FLOPS, LATENCY, TOP1, Objective
+from ssmprune_search.candidate.objective import FLOPS, LATENCY, Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 _FRONT, _DENSE, _FAINT = "#0072B2", "#222222", "#6E6E6E"
 _SCHEDULES = (("#C04F00", "s"), ("#007A59", "^"), ("#A8467F", "D"), ("#8A6000", "v"))
 
-_DEEPEST = 40.0  # points of top-1 below the dense model
+_DEEPEST = 40.0  # points below the dense model
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Picture:
         members: The front.
         dense: The dense model on the search split.
         dense_holdout: The dense model on the holdout, if that was measured.
+        score: What stands upright.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Picture:
     members: Sequence[Candidate]
     dense: Measurement
     dense_holdout: Measurement | None
+    score: Objective
 
 
 def draw_figure(picture: Picture) -> bytes:
@@ -51,7 +53,7 @@ def draw_figure(picture: Picture) -> bytes:
 
 
 def make_figure(picture: Picture) -> Figure:
-    """Top-1 against FLOPs, and beside it against latency if that was measured."""
+    """The score against FLOPs, and beside it against latency if that was measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,7 +67,7 @@ def make_figure(picture: Picture) -> Figure:
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, cost in zip(panels, costs, strict=True):
         _draw_panel(axes, picture, cost)
-    panels[0].set_ylabel("Top-1 accuracy, %", fontsize=13)
+    panels[0].set_ylabel(f"{picture.score.title}, %", fontsize=13)
     panels[-1].legend(loc="lower right", fontsize=10.5, frameon=False)
     return figure
 
@@ -75,8 +77,8 @@ class _Series:
     """Points of one kind.
 
     Attributes:
-        points: Cost and top-1, `(n, 2)`.
-        intervals: Lower and upper end of top-1, then of the cost, `(n, 4)`.
+        points: Cost and score, `(n, 2)`.
+        intervals: Lower and upper end of the score, then of the cost, `(n, 4)`.
         line: Points to connect, `(m, 2)`.
     """
 
@@ -98,8 +100,8 @@ def _series(picture: Picture, cost: Objective) -> Iterator[_Series]:
         yield _Series(f"schedule {name}", color, marker, points, intervals, points)
     for figures in filter(None, (picture.dense, picture.dense_holdout)):
         hollow = figures is picture.dense_holdout
-        points = np.array([[1.0, figures.top1]])
-        intervals = np.array([[figures.top1_low, figures.top1_high, 1.0, 1.0]])
+        points = np.array([[1.0, figures.score]])
+        intervals = np.array([[figures.score_low, figures.score_high, 1.0, 1.0]])
         name = "dense, on the holdout" if hollow else "dense"
         yield _Series(name, _DENSE, "*", points, intervals, points, hollow)
     points, intervals = _figures(picture.members, cost)
@@ -125,13 +127,13 @@ def _families(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def _figures(
     candidates: Sequence[Candidate], cost: Objective, holdout: bool = False
 ) -> tuple[Array, Array]:
-    """Points `(n, 2)`, cost and top-1, and intervals `(n, 4)`, of top-1 and of the cost."""
+    """Points `(n, 2)`, cost and score, and intervals `(n, 4)`, of score and of the cost."""
     rows = []
     for c in candidates:
         figures = c.holdout if holdout else c.search
         if figures:
             at, low, high = cost.interval(c.search)
-            rows.append((at, *TOP1.interval(figures), low, high))
+            rows.append((at, figures.score, figures.score_low, figures.score_high, low, high))
     table = np.array(rows, dtype=float).reshape(-1, 6)
     return table[:, :2], table[:, 2:]
 
@@ -171,8 +173,8 @@ def _accuracies(picture: Picture) -> tuple[float, float]:
     """Bounds of the axis: front, known schedules and their intervals, down to what is of use."""
     shown = [*picture.members, *itertools.chain(*_families(picture.candidates).values())]
     figures = [f for c in shown for f in (c.search, c.holdout) if f] + [picture.dense]
-    low, high = min(f.top1_low for f in figures), max(f.top1_high for f in figures)
-    low = max(low, picture.dense.top1 - _DEEPEST)
+    low, high = min(f.score_low for f in figures), max(f.score_high for f in figures)
+    low = max(low, picture.dense.score - _DEEPEST)
     margin = 0.03 * (high - low)
     return low - margin, high + margin
 
@@ -182,7 +184,7 @@ def _note(picture: Picture) -> str:
     if picture.dense_holdout and any(c.holdout for c in picture.members):
         parts.append(f"Hollow, thin: holdout, {picture.dense_holdout.images:,} images.")
     low, _ = _accuracies(picture)
-    hidden = sum(c.search.top1 < low for c in picture.candidates)
+    hidden = sum(c.search.score < low for c in picture.candidates)
     if hidden:
         parts.append(f"{hidden} candidates lie below the axis.")
     return f"{parts[0]}\n{' '.join(parts[1:])}"

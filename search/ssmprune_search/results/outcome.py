@@ -10,6 +10,7 @@ from typing import Any
 from ssmprune.errors import RunError
 from ssmprune.files import write_atomically, write_bytes_atomically
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import Objective, score_of
 from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
 from ssmprune_search.results.figure import Picture, draw_figure
 from ssmprune_search.results.table import row, to_csv
@@ -60,8 +61,13 @@ class Outcome:
             dense_holdout=run.dense("holdout") if "holdout" in run.info["dense"] else None,
         )
 
+    @property
+    def score(self) -> Objective:
+        """The objective that says how well a policy does the model's task."""
+        return score_of(self.run.space.config)
+
     def hypervolume(self, candidates: Sequence[Candidate] | None = None) -> float:
-        """That of the front, or of others, against the dense model's costs and 0 % top-1."""
+        """That of the front, or of others, against the dense model's costs and a score of 0."""
         candidates = self.members if candidates is None else candidates
         return hypervolume(candidates, self.objectives, dense_reference(self.dense))
 
@@ -90,6 +96,7 @@ class Outcome:
             members=self.members,
             dense=self.dense,
             dense_holdout=self.dense_holdout,
+            score=self.score,
         )
 
     def write(self) -> tuple[Path, Path]:

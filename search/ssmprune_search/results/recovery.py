@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ssmprune.errors import UsageError
 from ssmprune.files import write_atomically
 from ssmprune.training import TrainResult, load_recipe, train
 from ssmprune_search.candidate.measurement import Candidate
+from ssmprune_search.candidate.objective import Objective
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.results.table import tokens_text
 
@@ -31,20 +32,27 @@ DISTILL = 0.5
 
 @dataclass(frozen=True)
 class Recovered:
-    """A member before and after its fine-tuning, top-1 on the holdout in per cent."""
+    """A member before and after its fine-tuning, scores on the holdout in per cent."""
 
     trial: int
     tokens: str
     flops_ratio: float
-    before_top1: float
-    before_low: float
-    before_high: float
-    after_top1: float
-    after_low: float
-    after_high: float
+    before: tuple[float, float, float]
+    """The score, and the ends of its 95 % interval."""
+    after: tuple[float, float, float]
     images: int
     checkpoint: str
     """Path of the weights within the run's directory."""
+
+    def row(self, score: str) -> dict[str, Any]:
+        """The figures for files, where the score is called `score`."""
+        figures = {
+            f"{when}_{name}": value
+            for when, values in (("before", self.before), ("after", self.after))
+            for name, value in zip((score, "low", "high"), values, strict=True)
+        }
+        known = {"trial": self.trial, "tokens": self.tokens, "flops_ratio": self.flops_ratio}
+        return {**known, **figures, "images": self.images, "checkpoint": self.checkpoint}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Recovery:
     """What fine-tuning has done to a front.
 
     Attributes:
+        score: What is compared.
         epochs: Of each member's fine-tuning.
         members: Fewest FLOPs first.
         kendall: Kendall's tau-b between accuracy before and after, None below two members or
@@ -59,29 +68,32 @@ class Recovery:
         p_value: Of no association.
     """
 
+    score: Objective
     epochs: float
     members: list[Recovered]
     kendall: float | None
     p_value: float | None
 
     @classmethod
-    def of(cls, epochs: float, members: list[Recovered]) -> Recovery:
+    def of(cls, score: Objective, epochs: float, members: list[Recovered]) -> Recovery:
         """Compare the members' order before and after."""
-        before, after = zip(*((m.before_top1, m.after_top1) for m in members), strict=True)
+        before, after = zip(*((m.before[0], m.after[0]) for m in members), strict=True)
         if len(set(before)) < 2 or len(set(after)) < 2:
-            return cls(epochs, members, None, None)
+            return cls(score, epochs, members, None, None)
         tau = kendalltau(before, after)
-        return cls(epochs, members, float(tau.statistic), float(tau.pvalue))
+        return cls(score, epochs, members, float(tau.statistic), float(tau.pvalue))
 
     def write(self, run: Path) -> tuple[Path, Path]:
         """Write `recovery.json` and `recovery.csv` into the run's directory."""
-        rows = [asdict(member) for member in self.members]
+        rows = [member.row(self.score.name) for member in self.members]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         paths = run / "recovery.json", run / "recovery.csv"
-        data = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+        found = {"epochs": self.epochs, "members": rows}
+        found |= {"kendall": self.kendall, "p_value": self.p_value}
+        data = json.dumps({"schema": SCHEMA, **found}, indent=2)
         for path, content in zip(paths, (data + "\n", text.getvalue()), strict=True):
             write_atomically(path, content)
         return paths
@@ -90,15 +102,16 @@ class Recovery:
         """The members, a line each."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("Trial", justify="right")
-        for name in ("FLOPs ratio", "Top-1 before", "after", "Gain", "Tokens left after layer"):
+        before = f"{self.score.title} before"
+        for name in ("FLOPs ratio", before, "after", "Gain", "Tokens left after layer"):
             table.add_column(name)
         for m in self.members:
             table.add_row(
                 str(m.trial),
                 f"{m.flops_ratio:.3f}",
-                f"{m.before_top1:.1f} ({m.before_low:.1f}-{m.before_high:.1f})",
-                f"{m.after_top1:.1f} ({m.after_low:.1f}-{m.after_high:.1f})",
-                f"{m.after_top1 - m.before_top1:+.1f}",
+                "{:.1f} ({:.1f}-{:.1f})".format(*m.before),
+                "{:.1f} ({:.1f}-{:.1f})".format(*m.after),
+                f"{m.after[0] - m.before[0]:+.1f}",
                 m.tokens or "all",
             )
         return table
@@ -181,7 +194,7 @@ def recover(
             progress=progress,
         )
         members.append(_recovered(member, result, outcome.run.path))
-    recovery = Recovery.of(epochs, members)
+    recovery = Recovery.of(outcome.score, epochs, members)
     recovery.write(outcome.run.path)
     return recovery
 
@@ -189,16 +202,12 @@ def recover(
 def _recovered(member: Candidate, result: TrainResult, run: Path) -> Recovered:
     before, after = result.before, result.accuracy
     assert before is not None  # training began from a checkpoint
-    figures: dict[str, Any] = {
-        f"{when}_{name}": getattr(accuracy, name)
-        for when, accuracy in (("before", before), ("after", after))
-        for name in ("top1", "low", "high")
-    }
     return Recovered(
         trial=member.trial,
         tokens=tokens_text(member.policy),
         flops_ratio=member.search.flops_ratio,
         images=after.images,
+        before=(before.score, before.low, before.high),
+        after=(after.score, after.low, after.high),
         checkpoint=str(result.checkpoint.relative_to(run)),
-        **figures,
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.objective import FLOPS, MEASURED_COSTS, OBJECTIVES, TOP1, Objective
+from ssmprune_search.candidate.objective import FLOPS, MEASURED_COSTS, OBJECTIVES, SCORES, Objective
 
 COLUMNS = {
     "trial": "number of the trial",
@@ -62,8 +62,9 @@ def to_table(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("Trial\n", justify="right")
     table.add_column("FLOPs ratio\n[dim]M, paper's M")
-    table.add_column("Top-1 search\n[dim]95 % interval")
-    table.add_column("Top-1 holdout\n[dim]95 % interval")
+    title = next(score.title for score in SCORES if score.is_measured(dense))
+    table.add_column(f"{title} search\n[dim]95 % interval")
+    table.add_column(f"{title} holdout\n[dim]95 % interval")
     for cost in costs:
         under = "95 % interval" if cost.ends else cost.unit[0]
         table.add_column(f"{cost.limit.replace('_', ' ').capitalize()}\n[dim]{under}")
@@ -115,8 +116,8 @@ def _cells(
     search: Measurement, holdout: Measurement | None, costs: Sequence[Objective]
 ) -> list[str]:
     millions = f"{search.flops / 1e6:,.1f}, {search.paper_flops / 1e6:,.1f}"
-    cells = [f"{search.flops_ratio:.3f}\n[dim]{millions}", _top1(search)]
-    cells.append(_top1(holdout) if holdout else "")
+    cells = [f"{search.flops_ratio:.3f}\n[dim]{millions}", _score(search)]
+    cells.append(_score(holdout) if holdout else "")
     for cost in costs:
         if cost.ends:
             cells.append(_with_interval(*cost.interval(search), 3))
@@ -126,8 +127,8 @@ def _cells(
     return cells
 
 
-def _top1(figures: Measurement) -> str:
-    return _with_interval(*TOP1.interval(figures), 1)
+def _score(figures: Measurement) -> str:
+    return _with_interval(figures.score, figures.score_low, figures.score_high, 1)
 
 
 def _with_interval(value: float, low: float, high: float, digits: int) -> str:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ssmprune_search.run.status import Standing
+from ssmprune_search.run.status import Status
 
 LINE_SECONDS = 10.0
 BAR_WIDTH = 40
@@ -36,13 +36,13 @@ class SearchProgress:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, standing: Standing) -> None:
-        """Show the standing; without a terminal at most one line in ten seconds."""
+    def show(self, status: Status) -> None:
+        """Show the status; without a terminal at most one line in ten seconds."""
         now = time.monotonic()
         if self._console.is_terminal:
-            self._live.update(_table(standing))
+            self._live.update(_table(status))
         elif now >= self._next_line:
-            figures = (f"{what} {value}" for what, value in _figures(standing) if value)
+            figures = (f"{what} {value}" for what, value in _figures(status) if value)
             self.say(f"search: {', '.join(figures)}")
             self._next_line = now + LINE_SECONDS
 
@@ -51,33 +51,33 @@ class SearchProgress:
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(standing: Standing) -> Group:
+def _table(status: Status) -> Group:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column()
-    for what, value in _figures(standing):
+    for what, value in _figures(status):
         table.add_row(what, value or "0")
-    bar = ProgressBar(standing.trials, standing.counts.finished, width=BAR_WIDTH)
+    bar = ProgressBar(status.trials, status.counts.finished, width=BAR_WIDTH)
     return Group(bar, table)
 
 
-def _figures(standing: Standing) -> Iterator[tuple[str, str]]:
+def _figures(status: Status) -> Iterator[tuple[str, str]]:
     """What is shown, with an empty text for what has not happened."""
-    counts = standing.counts
-    yield "candidates", f"{counts.finished}/{standing.trials}"
-    yield "per second", _number(standing.per_second, ".2f")
-    yield "workers", f"{standing.workers}/{standing.workers_wanted}"
+    counts = status.counts
+    yield "candidates", f"{counts.finished}/{status.trials}"
+    yield "per second", _number(status.per_second, ".2f")
+    yield "workers", f"{status.workers}/{status.workers_wanted}"
     yield "running", _number(counts.running)
     yield "stopped early", _number(counts.stopped)
     yield "paused", _number(counts.paused)
     yield "cached", _number(counts.duplicate)
     yield "failed", _number(counts.failed)
     yield "lost and queued again", _number(counts.lost)
-    yield "on the front", _number(standing.members)
-    yield "hypervolume", f"{standing.hypervolume:.4f}"
-    best = (f"{top1:.1f} at {100 * bound:.0f} %" for bound, top1 in standing.best)
-    yield "best top-1 by FLOPs", "; ".join(best)
-    yield "time left", _duration(standing.seconds_left)
+    yield "on the front", _number(status.members)
+    yield "hypervolume", f"{status.hypervolume:.4f}"
+    best = (f"{score:.1f} at {100 * bound:.0f} %" for bound, score in status.best)
+    yield f"best {status.score.title.lower()} by FLOPs", "; ".join(best)
+    yield "time left", _duration(status.seconds_left)
 
 
 def _number(value: float, digits: str = ".0f") -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import Objective, score_of
 from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
@@ -19,7 +20,7 @@ BANDS = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass(frozen=True)
-class Standing:
+class Status:
     """A search at one moment.
 
     Attributes:
@@ -29,7 +30,8 @@ class Standing:
         hypervolume: That of the front, as `ssmprune front` tells it.
         members: Candidates on the front.
         best: For each band of FLOPs that does better than those below it, its upper bound as a
-            share of the dense model's FLOPs, and the best top-1 within, in per cent.
+            share of the dense model's FLOPs, and the best score within, in per cent.
+        score: What that score is.
     """
 
     trials: int
@@ -40,6 +42,7 @@ class Standing:
     hypervolume: float
     members: int
     best: tuple[tuple[float, float], ...]
+    score: Objective
 
     @property
     def seconds_left(self) -> float:
@@ -55,12 +58,12 @@ class Observer:
         self._dense, self._trials, self._workers = dense, trials, workers
         self._finished: deque[tuple[float, int]] = deque()
 
-    def look(self, study: Study, workers: int) -> Standing:
+    def look(self, study: Study, workers: int) -> Status:
         """How the study stands now, with so many workers at work."""
         counts, candidates = study.counts(), study.candidates()
         objectives = study.space.objectives
         members = front(candidates, objectives)
-        return Standing(
+        return Status(
             trials=self._trials,
             counts=counts,
             workers=workers,
@@ -69,6 +72,7 @@ class Observer:
             hypervolume=hypervolume(members, objectives, dense_reference(self._dense)),
             members=len(members),
             best=best_by_flops(candidates),
+            score=score_of(study.space.config),
         )
 
     def _rate(self, finished: int) -> float:
@@ -81,11 +85,11 @@ class Observer:
 
 
 def best_by_flops(candidates: Iterable[Candidate]) -> tuple[tuple[float, float], ...]:
-    """As `Standing.best`."""
+    """As `Status.best`."""
     best: list[tuple[float, float]] = []
-    figures = sorted((c.search.flops_ratio, c.search.top1) for c in candidates)
+    figures = sorted((c.search.flops_ratio, c.search.score) for c in candidates)
     for bound in BANDS:
-        within = max((top1 for ratio, top1 in figures if ratio <= bound), default=-math.inf)
+        within = max((score for ratio, score in figures if ratio <= bound), default=-math.inf)
         if within > (best[-1][1] if best else -math.inf):
             best.append((bound, within))
     return tuple(best)

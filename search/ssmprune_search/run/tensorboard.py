@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from ssmprune_search.run.status import Standing
+from ssmprune_search.run.status import Status
 
 
 class Board:
@@ -26,21 +26,24 @@ class Board:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def add(self, standing: Standing) -> None:
+    def add(self, status: Status) -> None:
         """Write the figures of a moment, if candidates have been finished since the last."""
-        step = standing.counts.finished
+        step = status.counts.finished
         if step == self._step:
             return
         self._step = step
         scalars = {
-            "front/hypervolume": standing.hypervolume,
-            "front/members": standing.members,
-            "candidates/evaluated": standing.counts.evaluated,
-            "candidates/stopped": standing.counts.stopped,
-            "candidates/failed": standing.counts.failed,
-            "candidates/cached": standing.counts.duplicate,
-            "candidates/per_second": standing.per_second,
-            **{f"top1/flops_{100 * bound:.0f}_percent": top1 for bound, top1 in standing.best},
+            "front/hypervolume": status.hypervolume,
+            "front/members": status.members,
+            "candidates/evaluated": status.counts.evaluated,
+            "candidates/stopped": status.counts.stopped,
+            "candidates/failed": status.counts.failed,
+            "candidates/cached": status.counts.duplicate,
+            "candidates/per_second": status.per_second,
+            **{
+                f"{status.score.name}/flops_{100 * bound:.0f}_percent": score
+                for bound, score in status.best
+            },
         }
         for name, value in scalars.items():
             if not math.isnan(value):

@@ -82,9 +82,9 @@ class Watch:
 
     def _look(self) -> None:
         connected = self._service.connected
-        standing = self._service.use(lambda study: self._observer.look(study, connected))
-        self._shown.show(standing)
-        self._board.add(standing)
+        status = self._service.use(lambda study: self._observer.look(study, connected))
+        self._shown.show(status)
+        self._board.add(status)
 
     def _tell_of_late_workers(self, now: float) -> None:
         if now >= self._patience and not self._service.connected:

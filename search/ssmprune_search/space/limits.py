@@ -10,7 +10,7 @@ from pydantic import Field, create_model, model_validator
 from ssmprune.faults import Fault
 from ssmprune.yamlfile import FilePart
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.objective import MEASURED_COSTS, Objective
+from ssmprune_search.candidate.objective import MEASURED_COSTS, SCORES, Objective
 
 
 class FlopsLimits(FilePart):
@@ -28,10 +28,10 @@ class FlopsLimits(FilePart):
         return self
 
 
-class Top1Limits(FilePart):
-    """A bound of the accuracy in per cent."""
+class ScoreLimits(FilePart):
+    """A bound of a score in per cent."""
 
-    min: float = Field(ge=0, lt=100, description="the lowest accuracy in per cent, in [0, 100)")
+    min: float = Field(ge=0, lt=100, description="the lowest score in per cent, in [0, 100)")
 
 
 class CostLimits(FilePart):
@@ -46,10 +46,6 @@ class BaseLimits(FilePart):
     flops_ratio: FlopsLimits = Field(
         default=FlopsLimits(), description="bounds of the FLOPs over the dense model's: min, max"
     )
-    top1: Top1Limits = Field(
-        default=Top1Limits(min=0.0),
-        description="a bound of the accuracy: min; candidates below it never enter the front",
-    )
 
     def infeasible(self, flops_ratio: float) -> str | None:
         """Why so many FLOPs break the limits, as a sentence; None when they keep to them."""
@@ -60,10 +56,11 @@ class BaseLimits(FilePart):
 
     def admits(self, measurement: Measurement) -> bool:
         """Whether a measured candidate keeps to the limits on what is measured."""
+        measured = [s for s in SCORES if s.is_measured(measurement)]
+        bounds = [(score, self._score_bound(score).min) for score in measured]
         costs = ((cost, self._bound(cost)) for cost in MEASURED_COSTS)
-        return measurement.top1 >= self.top1.min and not any(
-            bound is not None and cost.excess(measurement, bound.max) > 0 for cost, bound in costs
-        )
+        bounds += [(cost, bound.max) for cost, bound in costs if bound is not None]
+        return not any(o.excess(measurement, bound) > 0 for o, bound in bounds)
 
     def faults(self, objectives: Sequence[str]) -> Iterator[Fault]:
         """Limits on what the search does not measure."""
@@ -74,6 +71,10 @@ class BaseLimits(FilePart):
                     f"add {cost.name} to objectives",
                     ("limits", cost.limit),
                 )
+
+    def _score_bound(self, score: Objective) -> ScoreLimits:
+        bound: ScoreLimits = getattr(self, score.limit)
+        return bound
 
     def _bound(self, cost: Objective) -> CostLimits | None:
         bound: CostLimits | None = getattr(self, cost.limit)
@@ -88,6 +89,14 @@ def _cost_field(cost: Objective) -> Any:
     )
 
 
+def _score_field(score: Objective) -> Any:
+    return Field(
+        default=ScoreLimits(min=0.0),
+        description=f"a bound of the {score.title.lower()}: min; candidates below it never enter "
+        "the front",
+    )
+
+
 if TYPE_CHECKING:
     Limits = BaseLimits
 else:
@@ -95,5 +104,6 @@ else:
         "Limits",
         __base__=BaseLimits,
         __doc__=BaseLimits.__doc__,
+        **{score.limit: (ScoreLimits, _score_field(score)) for score in SCORES},
         **{cost.limit: (CostLimits | None, _cost_field(cost)) for cost in MEASURED_COSTS},
     )

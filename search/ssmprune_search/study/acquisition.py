@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssmprune_search.candidate.encoding import Encoding
-from ssmprune_search.study.race import Bits, Incumbent, estimate
+from ssmprune_search.study.race import Incumbent, Scores, estimate
 from ssmprune_search.study.surrogate import Array, Surrogate
 
 REMEMBERED = 400
@@ -25,11 +25,11 @@ class Seen:
 
     Attributes:
         encoding: Its policy.
-        correct: Whether it classifies an image rightly, (images seen,).
+        scores: Of the images, (images seen,).
     """
 
     encoding: Encoding
-    correct: Bits
+    scores: Scores
 
 
 class Acquisition:
@@ -44,38 +44,38 @@ class Acquisition:
         dense_flops: int,
     ):
         """Args:
-        evaluated: At least one candidate with its top1, by the numbers of their trials.
+        evaluated: At least one candidate with its score, by the numbers of their trials.
         admitted: Those that keep to the space's limits.
         incumbents: Candidates that correct estimates from few images, by their trials.
         seen: Candidates that have seen some of the images, by the numbers of their trials.
         dense_flops: Those of the dense model.
         """
         self._dense_flops = dense_flops
-        bits = np.array([incumbent.correct for incumbent in incumbents])
-        measured = {n: (encoding.point, top1, 0.0) for n, (encoding, top1) in evaluated.items()}
+        scores = np.array([incumbent.scores for incumbent in incumbents])
+        measured = {n: (encoding.point, score, 0.0) for n, (encoding, score) in evaluated.items()}
         for number, one in seen.items():
-            measured[number] = (one.encoding.point, *estimate(one.correct, bits))
+            measured[number] = (one.encoding.point, *estimate(one.scores, scores))
         latest = sorted(measured)[-REMEMBERED:]
-        points, top1, variances = zip(*(measured[number] for number in latest), strict=True)
-        self._surrogate = Surrogate(np.array(points), np.array(top1), np.array(variances))
+        points, score, variances = zip(*(measured[number] for number in latest), strict=True)
+        self._surrogate = Surrogate(np.array(points), np.array(score), np.array(variances))
         self._found = [evaluated[number] for number in admitted]
 
-    def top1(self, encodings: Sequence[Encoding]) -> list[float]:
-        """The top1 that is expected of candidates, in per cent."""
+    def score(self, encodings: Sequence[Encoding]) -> list[float]:
+        """The score that is expected of candidates, in per cent."""
         mean, _ = self._surrogate.predict(np.array([e.point for e in encodings]))
-        return [float(top1) for top1 in np.clip(mean, 0, 100)]
+        return [float(score) for score in np.clip(mean, 0, 100)]
 
     def improvements(self, encodings: Sequence[Encoding], running: Sequence[Encoding]) -> Array:
-        """The hypervolume in top1 and FLOPs that candidates are expected to add, (candidates,).
+        """The hypervolume in score and FLOPs that candidates are expected to add, (candidates,).
 
         Args:
             encodings: The candidates.
-            running: Candidates that are under way; their expected top1 counts as found.
+            running: Candidates that are under way; their expected score counts as found.
         """
         found = [*self._found]
         if running:
-            found += zip(running, self.top1(running), strict=True)
-        front = [(encoding.cost.flops / self._dense_flops, top1) for encoding, top1 in found]
+            found += zip(running, self.score(running), strict=True)
+        front = [(encoding.cost.flops / self._dense_flops, score) for encoding, score in found]
         mean, deviation = self._surrogate.predict(np.array([e.point for e in encodings]))
         flops = np.array([e.cost.flops for e in encodings]) / self._dense_flops
         return expected_improvement(mean, deviation, flops, front)
@@ -89,20 +89,20 @@ class Acquisition:
 def expected_improvement(
     mean: Array, deviation: Array, flops: Array, front: Sequence[tuple[float, float]]
 ) -> Array:
-    """By how much policies are expected to raise the hypervolume in top1 and FLOPs.
+    """By how much policies are expected to raise the hypervolume in score and FLOPs.
 
-    A policy of FLOPs f and top1 y adds the integral of max(0, y - b(g)) over g from f to the dense
-    model's, where b(g) is the best top1 of the front within g. For a normal y each step of b adds
+    A policy of FLOPs f and score y adds the integral of max(0, y - b(g)) over g from f to the dense
+    model's, where b(g) is the best score of the front within g. For a normal y each step of b adds
     its width times the expected improvement over it (Jones et al., 1998, for one objective).
 
     Args:
-        mean: Of the top1, in per cent, (policies,).
-        deviation: Of the top1, positive, (policies,).
+        mean: Of the score, in per cent, (policies,).
+        deviation: Of the score, positive, (policies,).
         flops: As shares of the dense model's, (policies,).
-        front: FLOPs and top1 of evaluated policies, dominated or not, in any order.
+        front: FLOPs and score of evaluated policies, dominated or not, in any order.
 
     Returns:
-        (policies,), where all of top1 at no FLOPs would be 1.
+        (policies,), where all of score at no FLOPs would be 1.
     """
     from scipy.special import ndtr
 

@@ -1,16 +1,21 @@
 """Early stopping: a candidate races the best one that costs no more, on a few images.
 
 All candidates see the search images in one order, of which every prefix is a fair sample. The
-incumbent of a candidate is the fully evaluated one with the highest top1 among those that cost no
-more. So a candidate that its incumbent beats in top1 is dominated. After each of `LOOKS` shares of
-the images the two are compared on the images that the candidate has seen: `losses` are those that
-only the incumbent gets right, `wins` those that only the candidate does. The candidate stops if the
-exact sign test (McNemar's) of losses > wins has a p-value of at most `FALSE_STOPS / len(LOOKS)`.
+incumbent of a candidate is the fully evaluated one with the highest score among those that cost no
+more. So a candidate that its incumbent beats in its score is dominated. After each of `LOOKS`
+shares of the images the two are compared on the images that the candidate has seen: `losses` are
+those that only the incumbent gets right, `wins` those that only the candidate does. The candidate
+stops if the exact sign test (McNemar's) of losses > wins has a p-value of at most
+`FALSE_STOPS / len(LOOKS)`.
 
 So a candidate that gets as many of all images right as its incumbent stops with a chance of at most
 `FALSE_STOPS` over the orders of the images. That holds for every candidate that nothing dominates.
 Among its discordant images, the losses seen are hypergeometric, whose upper tail is at most the
 binomial one of the sign test, and the looks share the rate (Bonferroni).
+
+Where images have numbers as scores, Student's paired test takes the place of the sign test; its
+rate holds for many images. Where a metric has no score per image, a few images tell nothing of the
+rest: there are no incumbents, and all candidates see all images.
 
 A candidate that has an incumbent and has not stopped pauses after each of `PAUSES` of the images;
 `study.screening` decides which one goes on. Every paused candidate goes on before the search ends.
@@ -27,13 +32,15 @@ import base64
 import math
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.objective import OBJECTIVES
 
 FALSE_STOPS = 0.05
 """Highest chance that a candidate stops although it equals its incumbent on all images."""
@@ -47,7 +54,10 @@ PAUSES = LOOKS[:3]
 PEERS = 5
 """Fully evaluated candidates that an estimate from few images is corrected by."""
 
-Bits = NDArray[np.bool_]
+_NUMBERS = "<f4"
+
+Scores = NDArray[Any]
+"""One score for each image: whether it is right, or a number in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -58,42 +68,42 @@ class Incumbent:
         trial: Number of its trial.
         cost: What its policy costs.
         search: Its figures on the search split.
-        correct: Whether it classifies an image rightly, (images,).
+        scores: Of each image, (images,).
     """
 
     trial: int
     cost: Cost
     search: Measurement
-    correct: Bits
+    scores: Scores
 
 
 def find_incumbent(
     incumbents: Iterable[Incumbent], cost: Cost, objectives: Sequence[str]
 ) -> Incumbent | None:
-    """The incumbent of a candidate: the best in top1 of those that cost no more.
+    """The incumbent of a candidate: the best score of those that cost no more.
 
-    Of equals it is the cheaper one. None where all cost more, and where top1 is no objective.
+    Of equals it is the cheaper one. None where all cost more, and where no score is an objective.
     """
-    if "top1" not in objectives:
+    if not any(OBJECTIVES[name].maximise for name in objectives):
         return None
     return max(
         (one for one in incumbents if one.cost.is_within(cost, objectives)),
-        key=lambda one: (one.search.top1, -one.cost.flops, -one.trial),
+        key=lambda one: (one.search.score, -one.cost.flops, -one.trial),
         default=None,
     )
 
 
-def estimate(seen: Bits, incumbents: Bits) -> tuple[float, float]:
-    """Estimate a candidate's top1 on all images, in per cent, from the first ones.
+def estimate(seen: Scores, incumbents: Scores) -> tuple[float, float]:
+    """Estimate a candidate's score on all images, in per cent, from the first ones.
 
-    The estimate is its top1 on the first images, plus the difference between its peers' top1 on all
-    images and on the first ones. This control variate tells how hard the first images are. Peers
-    are the `PEERS` incumbents that agree with it on most of them, of equals the earlier. Without
-    incumbents there is no correction.
+    The estimate is its score on the first images, plus the difference between its peers' score on
+    all images and on the first ones. This control variate tells how hard the first images are.
+    Peers are the `PEERS` incumbents that agree with it on most of them, of equals the earlier.
+    Without incumbents there is no correction.
 
     Args:
-        seen: Whether it gets each of the first images right, (images seen,), at least one.
-        incumbents: What fully evaluated candidates get right, (incumbents, images).
+        seen: Its scores of the first images, (images seen,), at least one.
+        incumbents: Those of fully evaluated candidates, (incumbents, images).
 
     Returns:
         The estimate and the variance of its error: that of a mean of as many draws without
@@ -102,12 +112,13 @@ def estimate(seen: Bits, incumbents: Bits) -> tuple[float, float]:
     images = len(seen)
     peers, lead, unseen = 0.0, seen.astype(float), 1.0
     if len(incumbents):
-        nearest = np.argsort((incumbents[:, :images] != seen).sum(axis=1), kind="stable")[:PEERS]
+        distance = np.abs(np.subtract(incumbents[:, :images], seen, dtype=float)).sum(axis=1)
+        nearest = np.argsort(distance, kind="stable")[:PEERS]
         mean = incumbents[nearest].mean(axis=0)
         peers, lead, unseen = mean.mean(), seen - mean[:images], 1 - images / len(mean)
     spread = max(float(lead.var()), 1 / images)  # no lead seen is not none at all
-    top1 = min(max(float(peers + lead.mean()), 0.0), 1.0)
-    return 100 * top1, 100**2 * unseen * spread / images
+    score = min(max(float(peers + lead.mean()), 0.0), 1.0)
+    return 100 * score, 100**2 * unseen * spread / images
 
 
 class Race:
@@ -116,18 +127,18 @@ class Race:
     Attributes:
         incumbent: What it is compared with; with None it sees all images.
         pauses: Whether it pauses as long as it has an incumbent.
-        known: What it got right before it paused, (images seen then,).
-        correct: What it has got right so far, (images seen,).
+        known: Its scores before it paused, (images seen then,).
+        scores: Its scores so far, (images seen,).
         is_lost: Whether it has stopped.
         is_paused: Whether it waits for the rest of the images.
     """
 
     def __init__(
-        self, incumbent: Incumbent | None = None, known: Bits | None = None, pauses: bool = False
+        self, incumbent: Incumbent | None = None, known: Scores | None = None, pauses: bool = False
     ):
         self.incumbent, self.pauses = incumbent, pauses
-        self.known: Bits = np.zeros(0, bool) if known is None else known
-        self.correct = self.known
+        self.known: Scores = np.zeros(0, bool) if known is None else known
+        self.scores = self.known
         self.is_lost = self.is_paused = False
 
     def start(self, peak_memory_bytes: float) -> None:
@@ -149,35 +160,49 @@ class Race:
         shares = sorted({math.ceil(images * share) for share in (*LOOKS, 1)})
         return tuple(rung for rung in shares if rung > len(self.known))
 
-    def show(self, correct: Bits) -> bool:
-        """Take what the candidate has got right so far.
+    def show(self, scores: Scores) -> bool:
+        """Take the candidate's scores so far.
 
         Args:
-            correct: (images seen,), in the common order, `known` included; of any number of images.
+            scores: (images seen,), in the common order, `known` included; of any number of images.
 
         Returns:
             Whether the candidate is to see no more for now.
         """
-        self.correct = correct
-        if self.incumbent is not None and len(correct) < len(self.incumbent.correct):
-            theirs = self.incumbent.correct[: len(correct)]
-            losses, wins = int((theirs & ~correct).sum()), int((correct & ~theirs).sum())
-            self.is_lost = sign_test(losses, wins) <= FALSE_STOPS / len(LOOKS)
-            images = len(self.incumbent.correct)
-            is_due = any(len(self.known) < share * images <= len(correct) for share in PAUSES)
+        self.scores = scores
+        if self.incumbent is not None and len(scores) < len(self.incumbent.scores):
+            theirs = self.incumbent.scores[: len(scores)]
+            self.is_lost = paired_test(theirs, scores) <= FALSE_STOPS / len(LOOKS)
+            images = len(self.incumbent.scores)
+            is_due = any(len(self.known) < share * images <= len(scores) for share in PAUSES)
             self.is_paused = self.pauses and is_due and not self.is_lost
         return self.ended_early
 
     def told(self, measurement: Measurement, incumbents: Iterable[Incumbent]) -> Measurement:
-        """What the sampler is told: of a candidate that ended early, an estimate of its top1.
+        """What the sampler is told: of a candidate that ended early, an estimate of its score.
 
-        The estimate is at most the incumbent's top1. So on the front that samplers see, no estimate
-        from a few images replaces a full evaluation.
+        The estimate is at most the incumbent's score. So on the front that samplers see, no
+        estimate from a few images replaces a full evaluation.
         """
         if not self.ended_early or self.incumbent is None:
             return measurement
-        top1, _ = estimate(self.correct, np.array([incumbent.correct for incumbent in incumbents]))
-        return replace(measurement, top1=min(top1, self.incumbent.search.top1))
+        score, _ = estimate(self.scores, np.array([incumbent.scores for incumbent in incumbents]))
+        return measurement.with_score(min(score, self.incumbent.search.score))
+
+
+def paired_test(other: Scores, own: Scores) -> float:
+    """The p-value of `own` scores being as much below another model's, if both were equally good.
+
+    Args:
+        other, own: Scores of the same images, (images,).
+    """
+    if own.dtype == bool:
+        return sign_test(int((other & ~own).sum()), int((own & ~other).sum()))
+    from scipy.stats import ttest_rel
+
+    if np.ptp(np.subtract(other, own)) == 0:  # no spread to judge a difference by
+        return 1.0
+    return float(ttest_rel(other, own, alternative="greater").pvalue)
 
 
 def sign_test(losses: int, wins: int) -> float:
@@ -186,14 +211,20 @@ def sign_test(losses: int, wins: int) -> float:
     return sum(math.comb(coins, heads) for heads in range(wins + 1)) / (1 << coins)
 
 
-def pack(correct: Bits) -> str:
-    """The bits as text for the study: their number, then zlib in base64."""
-    packed = zlib.compress(np.packbits(correct).tobytes(), 9)
-    return f"{len(correct)}:{base64.b64encode(packed).decode()}"
+def pack(scores: Scores) -> str:
+    """The scores as text for the study: their number, then zlib in base64; numbers as float32."""
+    if scores.dtype == bool:
+        kind, octets = "", np.packbits(scores).tobytes()
+    else:
+        kind, octets = _NUMBERS, scores.astype(_NUMBERS).tobytes()
+    packed = base64.b64encode(zlib.compress(octets, 9)).decode()
+    return f"{len(scores)}:{kind}:{packed}" if kind else f"{len(scores)}:{packed}"
 
 
-def unpack(text: str) -> Bits:
+def unpack(text: str) -> Scores:
     """What `pack` was given."""
-    count, _, packed = text.partition(":")
-    octets = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
-    return np.unpackbits(octets, count=int(count)).astype(bool)
+    count, *kind, packed = text.split(":")
+    octets = zlib.decompress(base64.b64decode(packed))
+    if kind:
+        return np.frombuffer(octets, kind[0])
+    return np.unpackbits(np.frombuffer(octets, np.uint8), count=int(count)).astype(bool)

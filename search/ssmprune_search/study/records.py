@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.study.race import Bits, Race, pack, unpack
+from ssmprune_search.study.race import Race, Scores, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class Record:
         return Measurement.from_dict(self._attributes["measurement"])
 
     @cached_property
-    def correct(self) -> Bits:
-        """Whether it classifies each image rightly that it has seen, (images seen,).
+    def scores(self) -> Scores:
+        """Its scores of the images that it has seen, (images seen,).
 
         Empty where that is not known.
         """
@@ -295,16 +295,17 @@ def as_raced(race: Race | None) -> dict[str, Any]:
         return {}
     if race.is_lost:
         assert race.incumbent is not None
-        images, correct = len(race.correct), pack(race.correct)
-        return {"stopped": {"by": race.incumbent.trial, "images": images, "correct": correct}}
+        images, packed = len(race.scores), pack(race.scores)
+        return {"stopped": {"by": race.incumbent.trial, "images": images, "correct": packed}}
     if race.is_paused:
-        return as_paused(race.correct)
-    return {"correct": pack(race.correct)} if len(race.correct) else {}
+        return as_paused(race.scores)
+    is_per_image = len(race.scores) and race.scores.ndim == 1
+    return {"correct": pack(race.scores)} if is_per_image else {}
 
 
-def as_paused(correct: Bits) -> dict[str, Any]:
-    """The attributes of a candidate that waits for more images, (images seen,)."""
-    return {"paused": pack(correct)}
+def as_paused(scores: Scores) -> dict[str, Any]:
+    """The attributes of a candidate that waits for more images, with its scores, (images seen,)."""
+    return {"paused": pack(scores)}
 
 
 def as_measured(measurement: Measurement) -> dict[str, Any]:

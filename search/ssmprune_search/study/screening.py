@@ -15,6 +15,7 @@ import numpy as np
 
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.encoding import Encoding, encoding_key
+from ssmprune_search.candidate.objective import OBJECTIVES
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.acquisition import Acquisition, Seen
 from ssmprune_search.study.race import Incumbent, Race, find_incumbent
@@ -48,7 +49,7 @@ class Screening:
     def race(self, encoding: Encoding) -> Race:
         """The race of a candidate against what has been evaluated so far."""
         earlier = self._trials.records.with_key(encoding.key)
-        known = earlier.correct if earlier is not None and earlier.kind == "paused" else None
+        known = earlier.scores if earlier is not None and earlier.kind == "paused" else None
         return Race(self._find_incumbent(encoding), known, pauses=self.has_learnt)
 
     def incumbents(self) -> list[Incumbent]:
@@ -68,8 +69,8 @@ class Screening:
         incumbent = self._find_incumbent(encoding) if self.has_learnt else None
         if incumbent is None:
             return False
-        top1 = min(*self._acquisition().top1([encoding]), incumbent.search.top1)
-        told = replace(incumbent.search, top1=top1, flops=encoding.cost.flops)
+        score = min(*self._acquisition().score([encoding]), incumbent.search.score)
+        told = replace(incumbent.search.with_score(score), flops=encoding.cost.flops)
         self._trials.set(number, as_paused(np.zeros(0, bool)))
         self._trials.tell(number, [told.value(objective) for objective in self._space.objectives])
         return True
@@ -93,7 +94,8 @@ class Screening:
     def has_learnt(self) -> bool:
         """Whether enough candidates are evaluated to learn from."""
         evaluated = self._trials.records.evaluated
-        return "top1" in self._space.objectives and len(evaluated) >= LEARNT
+        is_scored = any(OBJECTIVES[name].maximise for name in self._space.objectives)
+        return is_scored and len(evaluated) >= LEARNT
 
     def improvements(self, encodings: Sequence[Encoding]) -> Array:
         """The hypervolume that candidates are expected to add, (candidates,); once `has_learnt`."""
@@ -102,14 +104,14 @@ class Screening:
     def _acquisition(self) -> Acquisition:
         """What candidates are expected to add by now; once `has_learnt`."""
         evaluated = self._trials.records.evaluated
-        seen = {n: r for n, r in self._trials.records.partial.items() if len(r.correct)}
+        seen = {n: r for n, r in self._trials.records.partial.items() if len(r.scores)}
         state = (len(evaluated), *seen)
         if self._learnt is None or self._learnt[0] != state:
             acquisition = Acquisition(
-                {n: (self._encoding_of(r), r.measurement.top1) for n, r in evaluated.items()},
+                {n: (self._encoding_of(r), r.measurement.score) for n, r in evaluated.items()},
                 [n for n, r in evaluated.items() if self._space.admits(r.measurement)],
                 self.incumbents(),
-                {n: Seen(self._encoding_of(r), r.correct) for n, r in seen.items()},
+                {n: Seen(self._encoding_of(r), r.scores) for n, r in seen.items()},
                 self._space.dense_flops,
             )
             self._learnt = state, acquisition
@@ -122,10 +124,10 @@ class Screening:
 
     def _as_incumbent(self, record: Record) -> Incumbent | None:
         """An evaluated candidate; None where it breaks a limit, or was evaluated without a race."""
-        figures, correct = record.measurement, record.correct
-        if not len(correct) or not self._space.admits(figures):
+        figures, scores = record.measurement, record.scores
+        if not len(scores) or not self._space.admits(figures):
             return None
-        return Incumbent(record.number, self._encoding_of(record).cost, figures, correct)
+        return Incumbent(record.number, self._encoding_of(record).cost, figures, scores)
 
     def _find_incumbent(self, encoding: Encoding) -> Incumbent | None:
         return find_incumbent(self.incumbents(), encoding.cost, self._space.objectives)

@@ -1,7 +1,7 @@
-"""What is known of a policy's top1 without an image: a Gaussian process over measured policies.
+"""What is known of a policy's score without an image: a Gaussian process over measured policies.
 
 Policies that leave about as many tokens to each block, by the same scorers and with the same
-alignment, have about the same top1.
+alignment, have about the same score.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LENGTHS = (1.5, 3.0, 6.0)
 """Length scales to choose from; 1 is another scorer, or 1/3 more or less of log tokens."""
 
 NOISES = (0.003, 0.03)
-"""Variances to choose from, of what is not smooth, as shares of the variance of top1."""
+"""Variances to choose from, of what is not smooth, as shares of the variance of score."""
 
 Array = NDArray[np.float64]
 
@@ -31,30 +31,30 @@ def load() -> None:
 
 
 class Surrogate:
-    """Predicts the top1 of policies from measured ones, with a Matern 5/2 kernel around their mean.
+    """Predicts scores of policies from measured ones, with a Matern 5/2 kernel around their mean.
 
     The length scale and the noise are those of `LENGTHS` and `NOISES` under which the measured
     policies are most likely. The amplitude grows with the length scale, so that slopes stay.
     """
 
-    def __init__(self, points: Array, top1: Array, variances: Array):
+    def __init__(self, points: Array, score: Array, variances: Array):
         """Args:
         points: Of the measured policies, (policies, features).
-        top1: Theirs, in per cent, (policies,).
-        variances: Of the errors of `top1`, (policies,); zero where all images were seen.
+        score: Theirs, in per cent, (policies,).
+        variances: Of the errors of `score`, (policies,); zero where all images were seen.
         """
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-        self._mean, self._scale = top1.mean(), top1.std() or 1.0
+        self._mean, self._scale = score.mean(), score.std() or 1.0
         self._process = GaussianProcessRegressor(
             ConstantKernel() * Matern(nu=2.5) + WhiteKernel(),
             alpha=variances / self._scale**2 + 1e-8,
             optimizer=_most_likely,
-        ).fit(points, (top1 - self._mean) / self._scale)
+        ).fit(points, (score - self._mean) / self._scale)
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the top1 of policies, in per cent, (policies,) each."""
+        """Mean and standard deviation of the score of policies, in per cent, (policies,) each."""
         mean, deviation = self._process.predict(points, return_std=True)
         return mean * self._scale + self._mean, deviation * self._scale
 

@@ -177,7 +177,7 @@ def hits(make_evaluator) -> np.ndarray:
     """What the pruned model gets right."""
     race = Race()
     make_evaluator("top1", "flops")(PRUNED, race)
-    return race.correct
+    return race.scores
 
 
 def incumbent_of(correct: np.ndarray, found: Measurement) -> Incumbent:
@@ -199,8 +199,8 @@ def test_stopped_candidate_sees_no_more_images_and_is_not_timed(
     race = Race(incumbent_of(np.ones(728, bool), evaluator(DENSE)))
     found = evaluator(PRUNED, race)
     assert race.is_lost
-    assert found.images == len(race.correct) == race.rungs(728)[0]
-    assert race.correct.tolist() == hits[: found.images].tolist()
+    assert found.images == len(race.scores) == race.rungs(728)[0]
+    assert race.scores.tolist() == hits[: found.images].tolist()
     assert found.top1 == 100 * hits[: found.images].sum() / found.images
     assert found.latency_ms == 3.5
     assert math.isnan(found.latency_ratio)
@@ -213,13 +213,13 @@ def test_candidate_that_pauses_and_goes_on_sees_each_image_once(
     dense = evaluator(DENSE)
     race = Race(incumbent_of(hits, dense), pauses=True)
     part = evaluator(PRUNED, race)
-    assert race.is_paused and part.images == len(race.correct) == 46
+    assert race.is_paused and part.images == len(race.scores) == 46
     assert part.latency_ms == 3.5
     assert math.isnan(part.latency_ratio)
-    claimed = ~race.correct  # so that what is known tells what was classified again
+    claimed = ~race.scores  # so that what is known tells what was classified again
     later = Race(incumbent_of(hits, dense), known=claimed)
     whole = evaluator(PRUNED, later)
-    assert later.correct.tolist() == [*claimed, *hits[46:]]
+    assert later.scores.tolist() == [*claimed, *hits[46:]]
     assert whole.images == 728
     assert whole.latency_ratio > 0
 
@@ -238,7 +238,7 @@ def test_kept_prefix_is_bit_by_bit_what_the_model_computes_and_holds_no_graph(
 
         return correct(model, taken(), **settings)
 
-    monkeypatch.setattr("ssmprune_search.evaluation.evaluator.correct", spy)
+    monkeypatch.setattr("ssmprune.measure.accuracy.correct", spy)
     setting = ModelEvaluators("vim_nano", checkpoint, "digits", "cpu", ("top1",), 128, amp=amp)
     setting.open("search", torch.get_num_threads())(PRUNED)
     model = create_model("vim_nano", checkpoint=checkpoint).eval()

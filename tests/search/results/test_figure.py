@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import TOP1
 from ssmprune_search.results.figure import Picture, draw_figure
 
 MakeCandidate = Callable[..., Candidate]
@@ -19,7 +20,7 @@ FRONT, FIRST_SCHEDULE = (0x00, 0x72, 0xB2), (0xC0, 0x4F, 0x00)
 def picture(
     dense: Measurement, candidates: Sequence[Candidate], members: Sequence[Candidate]
 ) -> Picture:
-    return Picture("a title", candidates, members, dense, dense)
+    return Picture("a title", candidates, members, dense, dense, TOP1)
 
 
 def pixels(png: bytes) -> np.ndarray:

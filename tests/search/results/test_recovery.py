@@ -15,6 +15,7 @@ import ssmprune_search.results.recovery
 from ssmprune.errors import RunError, UsageError
 from ssmprune.measure.accuracy import Accuracy
 from ssmprune.training import TrainResult
+from ssmprune_search.candidate.objective import TOP1
 from ssmprune_search.cli import app
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.results.recovery import Recovered, Recovery, recover
@@ -25,12 +26,8 @@ MEMBER = Recovered(
     trial=3,
     tokens="1:32",
     flops_ratio=0.6,
-    before_top1=80.0,
-    before_low=78.0,
-    before_high=82.0,
-    after_top1=90.0,
-    after_low=88.0,
-    after_high=92.0,
+    before=(80.0, 78.0, 82.0),
+    after=(90.0, 88.0, 92.0),
     images=1456,
     checkpoint="recovery/trial-3/model.safetensors",
 )
@@ -38,21 +35,21 @@ MEMBER = Recovered(
 
 def members(*pairs: tuple[float, float]) -> list[Recovered]:
     return [
-        replace(MEMBER, trial=trial, before_top1=before, after_top1=after)
+        replace(MEMBER, trial=trial, before=(before, 0.0, 100.0), after=(after, 0.0, 100.0))
         for trial, (before, after) in enumerate(pairs)
     ]
 
 
 def test_rank_correlation_is_kendalls() -> None:
     # of the six pairs five keep their order and one turns round
-    found = Recovery.of(1.0, members((70, 80), (75, 79), (80, 90), (90, 95)))
+    found = Recovery.of(TOP1, 1.0, members((70, 80), (75, 79), (80, 90), (90, 95)))
     assert found.kendall == pytest.approx((5 - 1) / 6)
     assert 0 < (found.p_value or 0) < 1
 
 
 @pytest.mark.parametrize("pairs", [[(70, 80)], [(70, 80), (70, 90)], [(60, 80), (70, 80)]])
 def test_there_is_no_rank_correlation_of_equals(pairs: list[tuple[float, float]]) -> None:
-    found = Recovery.of(1.0, members(*pairs))
+    found = Recovery.of(TOP1, 1.0, members(*pairs))
     assert found.kendall is None
     assert "no rank correlation" in found.summary()
 

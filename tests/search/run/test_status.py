@@ -11,19 +11,20 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssmprune_search.candidate.measurement import Candidate, Measurement
+from ssmprune_search.candidate.objective import TOP1
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.run import progress
-from ssmprune_search.run import status as standing
+from ssmprune_search.run import status as status
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.run.progress import SearchProgress
-from ssmprune_search.run.status import Observer, Standing, best_by_flops
+from ssmprune_search.run.status import Observer, Status, best_by_flops
 from ssmprune_search.run.tensorboard import Board
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")
 
-STANDING = Standing(
+STATUS = Status(
     trials=300,
     counts=Counts(evaluated=113, stopped=5, failed=2, running=2, duplicate=7, lost=1),
     workers=2,
@@ -32,6 +33,7 @@ STANDING = Standing(
     hypervolume=0.61234,
     members=11,
     best=((0.5, 88.1), (0.7, 92.04)),
+    score=TOP1,
 )
 
 
@@ -48,7 +50,7 @@ def test_rate_is_that_of_the_last_minute(
     finished_run: Path, dense: Measurement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, now = RunDirectory.open(finished_run).study(), [0.0]
-    monkeypatch.setattr(standing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
     observer = Observer(dense, 100, 2)
     found = []
     for now[0], finished in ((0, 0), (50, 10), (100, 40), (170, 40)):
@@ -76,7 +78,7 @@ def test_piped_progress_is_a_line_in_ten_seconds(
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with SearchProgress(True) as shown:
         for now[0] in (100.0, 109.9, 110.0, 119.9, 120.0):
-            shown.show(STANDING)
+            shown.show(STATUS)
     lines = capsys.readouterr().err.splitlines()
     assert (
         lines
@@ -95,7 +97,7 @@ def test_a_terminal_shows_a_table(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     with SearchProgress(True) as shown:
-        shown.show(STANDING)
+        shown.show(STATUS)
         shown.say("search: a message")
     text = capsys.readouterr().err
     for part in ("120/300", "88.1 at 50 %; 92.0 at 70 %", "0.6123", "2 min", "search: a message"):
@@ -109,10 +111,10 @@ def test_nothing_is_shown_unless_it_is_wanted(capsys: pytest.CaptureFixture[str]
 
 
 def test_tensorboard_reads_the_course_of_a_search(tmp_path: Path) -> None:
-    later = replace(STANDING, counts=Counts(evaluated=200), hypervolume=0.7, per_second=math.nan)
+    later = replace(STATUS, counts=Counts(evaluated=200), hypervolume=0.7, per_second=math.nan)
     with Board(tmp_path) as board:
-        board.add(STANDING)
-        board.add(replace(STANDING, hypervolume=0.1))  # nothing finished since
+        board.add(STATUS)
+        board.add(replace(STATUS, hypervolume=0.1))  # nothing finished since
         board.add(later)
     events = EventAccumulator(str(tmp_path)).Reload()
     found = [(event.step, event.value) for event in events.Scalars("front/hypervolume")]

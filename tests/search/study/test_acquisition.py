@@ -157,4 +157,4 @@ def test_images_that_were_seen_count(table: PolicyTable) -> None:
     seen = {best: Seen(waiting[best], np.zeros(91, bool))}
     wrong = acquisition(table, rows[:40], seen=seen)
     assert wrong.best(waiting, running=[]) != best
-    assert wrong.top1([waiting[best]])[0] < 100 * table.correct[rows[:40]].mean(axis=1).max() - 20
+    assert wrong.score([waiting[best]])[0] < 100 * table.correct[rows[:40]].mean(axis=1).max() - 20

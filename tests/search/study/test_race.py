@@ -22,9 +22,9 @@ from ssmprune_search.study.race import (
     LOOKS,
     PAUSES,
     PEERS,
-    Bits,
     Incumbent,
     Race,
+    Scores,
     estimate,
     find_incumbent,
     pack,
@@ -38,12 +38,12 @@ FIGURES = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stag
 
 
 def incumbent(
-    correct: Bits, trial: int = 0, flops: int = 100, tokens: tuple[int, ...] = (9, 9), top1=50.0
+    correct: Scores, trial: int = 0, flops: int = 100, tokens: tuple[int, ...] = (9, 9), top1=50.0
 ) -> Incumbent:
     return Incumbent(trial, Cost(flops, tokens), replace(FIGURES, top1=top1), correct)
 
 
-def opponents(losses: int, wins: int, seen: int, images: int) -> tuple[Race, Bits]:
+def opponents(losses: int, wins: int, seen: int, images: int) -> tuple[Race, Scores]:
     """A race, and a candidate that so far has so many losses and wins against its incumbent."""
     theirs, mine = np.zeros(images, bool), np.zeros(seen, bool)
     theirs[:losses] = True
@@ -119,7 +119,7 @@ def test_race_compares_the_images_that_both_have_seen() -> None:
     race = Race(incumbent(theirs))
     assert not race.show(theirs[:12])
     assert race.show(~theirs[:50] & False)
-    assert race.correct.tolist() == [False] * 50
+    assert race.scores.tolist() == [False] * 50
 
 
 def test_candidate_that_has_seen_all_images_is_never_stopped() -> None:
@@ -144,7 +144,7 @@ def test_race_pauses_at_its_shares_of_the_images_and_goes_on_from_there(images: 
         shown += itertools.takewhile(
             lambda n, race=race: not race.show(np.ones(n, bool)), race.rungs(images)
         )
-        known = race.correct
+        known = race.scores
         shown.append(len(known))
         assert race.is_paused and race.ended_early and not race.is_lost
         assert len(known) == math.ceil(share * images)
@@ -275,11 +275,11 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
     for member in (r for r in incumbents if r.trial in best):
         others = [r for r in incumbents if r.trial != member.trial]
         found = find_incumbent(others, member.cost, PLAIN)
-        for order in (rng.permutation(len(member.correct)) for _ in range(100)):
+        for order in (rng.permutation(len(member.scores)) for _ in range(100)):
             if found is None:
                 continue
-            race = Race(replace(found, correct=found.correct[order]))
-            mine = member.correct[order]
+            race = Race(replace(found, scores=found.scores[order]))
+            mine = member.scores[order]
             races += 1
             for images in race.rungs(len(mine)):
                 race.show(mine[:images])

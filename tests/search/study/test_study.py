@@ -369,8 +369,8 @@ def finish(study: Study, lost: bool, images: int = 8) -> int:
     suggestion = study.ask(1000)
     assert suggestion is not None
     race = study.race(DENSE)
-    race.correct, race.is_lost = np.full(4 if lost else images, not lost), lost
-    figures = replace(evaluate(suggestion.policy), images=len(race.correct))
+    race.scores, race.is_lost = np.full(4 if lost else images, not lost), lost
+    figures = replace(evaluate(suggestion.policy), images=len(race.scores))
     assert study.tell(suggestion.trial, figures, race)
     return suggestion.trial
 
@@ -387,7 +387,7 @@ def test_stopped_candidate_counts_but_is_none_of_the_candidates(make_run: MakeRu
     assert [candidate.trial for candidate in study.candidates()] == [full]
     incumbent = worker(run, 1).race(DENSE).incumbent
     assert incumbent is not None and incumbent.trial == full != stopped
-    assert incumbent.correct.tolist() == [True] * 8
+    assert incumbent.scores.tolist() == [True] * 8
     assert incumbent.search == study.candidates()[0].search
 
 
@@ -396,7 +396,7 @@ def pause(study: Study, images: int = 4) -> int:
     suggestion = study.ask(1000)
     assert suggestion is not None
     race = study.race(suggestion.policy)
-    race.correct, race.is_paused = np.full(images, True), True
+    race.scores, race.is_paused = np.full(images, True), True
     assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
     return suggestion.trial
 
@@ -419,7 +419,7 @@ def test_candidates_that_pause_go_on_before_the_search_ends(make_run: MakeRun) -
         race = worker(run, 1).race(suggestion.policy)
         assert race.known.tolist() == [True] * 4
         assert study.counts() == Counts(evaluated=SCHEDULES - 1 - left, paused=left, running=1)
-        race.correct = np.full(8, True)
+        race.scores = np.full(8, True)
         assert study.tell(suggestion.trial, evaluate(suggestion.policy), race)
     assert study.ask(SCHEDULES) is None
     assert study.counts() == Counts(evaluated=SCHEDULES)
@@ -484,11 +484,11 @@ def test_candidate_that_went_on_keeps_its_images_when_its_worker_dies(make_run: 
         finish(study, lost=False)
     suggestion = study.ask(LEARNT + SCREENED, True)
     assert suggestion is not None
-    suggestion.race.correct, suggestion.race.is_paused = np.full(4, True), True
+    suggestion.race.scores, suggestion.race.is_paused = np.full(4, True), True
     assert study.tell(suggestion.trial, evaluate(suggestion.policy), suggestion.race)
     lost = study.ask(LEARNT + SCREENED, True)
     while lost is not None and not len(lost.race.known):
-        lost.race.correct = np.full(8, True)
+        lost.race.scores = np.full(8, True)
         assert study.tell(lost.trial, evaluate(lost.policy), lost.race)
         lost = study.ask(LEARNT + SCREENED, True)
     assert lost is not None and lost.policy == suggestion.policy
@@ -566,7 +566,7 @@ def test_candidates_wait_for_their_first_image_once_enough_is_known(make_run: Ma
     incumbent = race.incumbent
     assert incumbent is not None and resumed.values[0] <= incumbent.search.top1
     while suggestion is not None:
-        suggestion.race.correct = np.full(8, True)
+        suggestion.race.scores = np.full(8, True)
         assert study.tell(suggestion.trial, evaluate(suggestion.policy), suggestion.race)
         suggestion = study.ask(30, True)
     assert study.counts().finished == 30 and not study.counts().paused

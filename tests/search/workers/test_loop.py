@@ -148,7 +148,7 @@ def racing(policy: Policy, race: Race | None = None) -> Measurement:
             right[:images][::-1] if policy.scorer.name == "l1" else right[:images] & False
         ):
             break
-    return replace(found, top1=100.0 * race.correct.mean(), images=len(race.correct))
+    return replace(found, top1=100.0 * race.scores.mean(), images=len(race.scores))
 
 
 @pytest.mark.parametrize("early_stopping", [True, False])

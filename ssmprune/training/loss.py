@@ -1,17 +1,17 @@
-"""What a batch is trained on: cross entropy, the dense model's judgement, an auxiliary head."""
+"""What a batch is trained on: the task's loss, the dense model's judgement, an auxiliary head."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
+from ssmprune.tasks import task_of
 from ssmprune.training.settings import TrainSettings
 
 
-class Objective(nn.Module):
+class TrainingLoss(nn.Module):
     """A model with its loss, as one module that can be wrapped for many devices.
 
     Args:
@@ -23,6 +23,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.settings = settings
+        self._task = task_of(model.config)
         if settings.aux_weight:
             self.aux_head = nn.Linear(model.config.embed_dim, model.config.num_classes)
 
@@ -33,34 +34,24 @@ class Objective(nn.Module):
 
         Args:
             images: Batch of shape (B, channels, H, W).
-            targets: Labels (B,), or probabilities (B, K) after mixup.
-            taught: The dense model's logits (B, K), for distillation.
-            aux_weight: Present weight of the auxiliary cross entropy.
+            targets: Those of the task; probabilities (B, K) after mixup.
+            taught: The dense model's outputs, for distillation.
+            aux_weight: Present weight of the auxiliary head's loss.
         """
-        stream = self.model.forward_features(images)
-        logits = self.model.forward_head(stream)
-        loss = self._cross_entropy(logits, targets)
+        task, settings = self._task, self.settings
+        stream = self.model.encode(images, restore=self.model.restores)
+        outputs = self.model.forward_head(stream)
+        loss = task.loss(outputs, targets, settings.label_smoothing)
         if taught is not None:
-            weight = self.settings.distill
-            loss = (1 - weight) * loss + weight * self._divergence(logits, taught)
+            weight = settings.distill
+            divergence = task.divergence(outputs, taught, settings.temperature)
+            loss = (1 - weight) * loss + weight * divergence
         objective = loss
-        if self.settings.aux_weight:
+        if settings.aux_weight:
             aux_logits = self.aux_head(stream.hidden.mean(1))
-            objective = loss + aux_weight * self._cross_entropy(aux_logits, targets)
+            aux_loss = task.loss(aux_logits, targets, settings.label_smoothing)
+            objective = loss + aux_weight * aux_loss
         return objective, loss.detach()
-
-    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = 0.0 if targets.dim() == 2 else self.settings.label_smoothing
-        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-
-    def _divergence(self, logits: Tensor, taught: Tensor) -> Tensor:
-        """Kullback-Leibler divergence at the temperature, on the scale of the cross entropy.
-
-        Hinton et al., arXiv 1503.02531.
-        """
-        T = self.settings.temperature
-        ours, dense = ((x.float() / T).log_softmax(-1) for x in (logits, taught))
-        return T * T * F.kl_div(ours, dense, reduction="sum", log_target=True)
 
 
 class Mixing:
