@@ -58,8 +58,9 @@ def draw_kept(
     from matplotlib.figure import Figure
 
     columns = 1 + len(stages)
-    heights = _PANEL * len(rows) + 0.35 + (0.4 if title else 0)
-    figure = Figure(figsize=(_PANEL * columns + 0.3, heights), dpi=200, layout="constrained")
+    heights = _PANEL * len(rows) + 0.5 + (0.4 if title else 0)
+    figure = Figure(figsize=(_PANEL * columns + 0.3, heights), dpi=200)
+    figure.set_layout_engine("constrained", h_pad=0.1)  # inches; titles are not cut off
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

@@ -161,7 +161,7 @@ def test_eval_prints_the_accuracy_of_the_holdout_with_its_interval(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
-    monkeypatch.setattr("ssmprune_search.cli.evaluate.evaluate", lambda *_, **__: accuracy)
+    monkeypatch.setattr("ssmprune.measure.accuracy.evaluate", lambda *_, **__: accuracy)
     text = call(*EVAL, weights).stdout
     assert all(part in text for part in ("91.25 %", "89.70 to 92.60", "99.50 %"))
     assert "1,456 of the holdout split" in text
@@ -342,7 +342,7 @@ def test_eval_says_which_weights_it_took_of_several(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracy = Accuracy(top1=91.25, top5=99.5, images=1456, low=89.7, high=92.6)
-    monkeypatch.setattr("ssmprune_search.cli.evaluate.evaluate", lambda *_, **__: accuracy)
+    monkeypatch.setattr("ssmprune.measure.accuracy.evaluate", lambda *_, **__: accuracy)
     result = call(*EVAL, both, "--json")
     [line] = result.stderr.splitlines()
     assert f"those under 'model' in {both}" in line and "'model_ema'" in line
@@ -413,7 +413,7 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ssmprune_search.cli.train.run_training", interrupted)
-    refuses(call(*TRAIN, tmp_path), 130)
+    refuses(call(*TRAIN, tmp_path), 130, "Interrupted.")
 
 
 def test_a_picture_where_nothing_can_be_written_ends_in_one_message(tmp_path):

@@ -63,7 +63,8 @@ class _Commands(TyperGroup):
         prepare_matplotlib()
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"Interrupted{f'; {interrupt}' if interrupt.args else ''}.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as fault:
             message, status = told(fault)

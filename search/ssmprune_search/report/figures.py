@@ -100,7 +100,8 @@ def _choices(kinds: dict[str, list[Choice]]) -> Figure:
         axes.plot([c.all for c in found], names, "|", c=_DARK, ms=14, mew=2, label="all candidates")
         axes.invert_yaxis()
         axes.set(xlabel="Share", title=kind)
-    panels[-1].legend(frameon=False)
+    shown = panels[-1].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

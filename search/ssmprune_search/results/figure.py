@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ssmprune.picture import save
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.objective import FLOPS, LATENCY, Objective
+from ssmprune_search.candidate.objective import COSTS, Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,13 +53,12 @@ def draw_figure(picture: Picture) -> bytes:
 
 
 def make_figure(picture: Picture) -> Figure:
-    """The score against FLOPs, and beside it against latency if that was measured."""
+    """The score against FLOPs, and beside it against each other cost that was measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    costs = [FLOPS]
-    if all(LATENCY.is_measured(c.search) for c in picture.candidates):
-        costs.append(LATENCY)
+    every = [candidate.search for candidate in picture.candidates]
+    costs = [cost for cost in COSTS if all(cost.is_measured(figures) for figures in every)]
     figure = Figure(figsize=(6.6 * len(costs) + 0.6, 5.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(picture.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
@@ -105,7 +104,7 @@ def _series(picture: Picture, cost: Objective) -> Iterator[_Series]:
         name = "dense, on the holdout" if hollow else "dense"
         yield _Series(name, _DENSE, "*", points, intervals, points, hollow)
     points, intervals = _figures(picture.members, cost)
-    name = f"front ({len(points)} policies)"
+    name = f"front ({len(points)} {'policy' if len(points) == 1 else 'policies'})"
     yield _Series(name, _FRONT, "o", points, intervals, _frontier(points))
     measured = [c for c in picture.members if c.holdout]
     if measured:
@@ -186,5 +185,5 @@ def _note(picture: Picture) -> str:
     low, _ = _accuracies(picture)
     hidden = sum(c.search.score < low for c in picture.candidates)
     if hidden:
-        parts.append(f"{hidden} candidates lie below the axis.")
+        parts.append(f"Below the axis: {hidden} of the candidates.")
     return f"{parts[0]}\n{' '.join(parts[1:])}"

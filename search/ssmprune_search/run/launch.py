@@ -87,7 +87,7 @@ def search(
     wanted = _prepare(space, run_dir, SearchSettings(**settings), resume, evaluators)
     run, asked = wanted.run, wanted.settings
     check_ray(asked.address)
-    with run.lock(), _told_if_unwritable(run), SearchProgress(progress) as shown:
+    with run.lock(), _told_with_remedy(run), SearchProgress(progress) as shown:
         if resume:
             call, storage = wanted.call, asked.storage
             go_on(run, wanted.space, wanted.identity, call, storage, shown.say)
@@ -99,7 +99,8 @@ def search(
                 warm, call, identity = wanted.warm, wanted.call, wanted.identity
                 begin(run, wanted.text, wanted.space, warm, identity, call, wanted.database)
             here = asked.address is None and not pool.gpus
-            measure_dense(run, wanted.evaluators, pool, tuple(asked.imports), here=here)
+            imports = tuple(asked.imports)
+            measure_dense(run, wanted.evaluators, pool, imports, here, shown.say)
             with StudyService(run.study(), own_address(asked.address), shown.say) as service:
                 interrupted = run_sessions(run, service, wanted.evaluators, pool, asked, shown)
         study = run.study()
@@ -216,10 +217,14 @@ def _share_out(settings: SearchSettings, shown: SearchProgress) -> Pool:
 
 
 @contextmanager
-def _told_if_unwritable(run: RunDirectory) -> Iterator[None]:
-    """Turn what the disk has refused into a message."""
+def _told_with_remedy(run: RunDirectory) -> Iterator[None]:
+    """Tell how to go on after an interrupt, and after what the disk has refused."""
     try:
         yield
+    except KeyboardInterrupt:
+        if run.info_path.is_file():
+            raise KeyboardInterrupt("go on with --resume") from None
+        raise
     except OSError as fault:
         raise RunError(
             f"a search must be able to write {run.path}, but cannot: {fault.strerror or fault}; "

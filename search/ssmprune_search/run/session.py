@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from functools import partial
 
 from ssmprune.errors import RunError
 from ssmprune.policy import Policy
+from ssmprune.tasks import task_of
 from ssmprune_search.candidate.pareto import front
 from ssmprune_search.evaluation.evaluator import Evaluators
 from ssmprune_search.run.directory import RunDirectory
@@ -71,7 +73,12 @@ def run_sessions(
 
 
 def measure_dense(
-    run: RunDirectory, evaluators: Evaluators, pool: Pool, imports: tuple[str, ...], here: bool
+    run: RunDirectory,
+    evaluators: Evaluators,
+    pool: Pool,
+    imports: tuple[str, ...],
+    here: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Measure the dense model on both splits, unless the run has its figures.
 
@@ -79,6 +86,7 @@ def measure_dense(
         imports: What makes the model known, elsewhere than here.
         here: In this process, which has everything loaded; else on Ray, in a process that leaves
             the memory of its GPU to the workers.
+        say: Tells people of figures that cannot be right.
     """
     info = run.info
     dense = Policy(model=run.space.model, stages=())
@@ -91,6 +99,17 @@ def measure_dense(
             measurement = measure_remotely(evaluators, split, pool, dense, imports)
         info["dense"][split] = measurement.to_dict()
         run.write_info(info)
+    _tell_of_chance(run, say)
+
+
+def _tell_of_chance(run: RunDirectory, say: Callable[[str], None]) -> None:
+    config, dense = run.space.config, run.dense("search")
+    metric = task_of(config).metric
+    if dense.score <= metric.chance(config):
+        say(
+            f"search: the dense model's {metric.title.lower()}, {dense.score:.1f} %, is not above "
+            "chance: classes, weights or preprocessing may not match"
+        )
 
 
 def _unfinished(study: Study, trials: int) -> bool:

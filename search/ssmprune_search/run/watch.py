@@ -87,7 +87,9 @@ class Watch:
         self._board.add(status)
 
     def _tell_of_late_workers(self, now: float) -> None:
-        if now >= self._patience and not self._service.connected:
+        if self._service.connected:
+            self._patience = math.inf
+        if now >= self._patience:
             self._patience = math.inf
             self._shown.say(
                 f"search: no worker has begun for {STARTING_SECONDS:g} s; Ray tells why in "

@@ -382,6 +382,31 @@ def test_faulty_space_writes_nothing(space: Path, tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class GuessingEvaluators(SyntheticEvaluators):
+    """A model that guesses."""
+
+    def open(
+        self, split: str, threads: int, dense: Measurement | None = None
+    ) -> Callable[..., Measurement]:
+        evaluate = SyntheticEvaluator(self.model, split)
+        return lambda policy, race=None: replace(evaluate(policy), top1=9.5)
+
+
+@pytest.mark.parametrize("evaluators", [GuessingEvaluators, SyntheticEvaluators])
+def test_dense_model_at_chance_is_told(
+    ray_here: None,
+    space: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    evaluators: type[SyntheticEvaluators],
+) -> None:
+    measured = evaluators("vim_nano")
+    go(space, tmp_path / "run", 2, workers=1, evaluators=measured, progress=True)
+    is_told = "top-1, 9.5 %, is not above chance" in " ".join(capsys.readouterr().err.split())
+    assert is_told == (evaluators is GuessingEvaluators)
+
+
+@dataclass(frozen=True)
 class FailingEvaluators(SyntheticEvaluators):
     """Evaluators that measure the dense model and nothing else."""
 
