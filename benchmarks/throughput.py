@@ -22,11 +22,11 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
+from ssmprune.ray_session import running_ray
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.launch import search
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.journal import JournalFile
-from ssmprune_search.workers.cluster import running_ray
 
 TITLE = "Candidates per second with a free evaluator, 2 workers"
 SPACE = Path(__file__).parents[1] / "spaces" / "vim_nano.yaml"

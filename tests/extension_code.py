@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 
 from ssmprune.measure import flops_vim
-from ssmprune.models.configs import VimConfig
+from ssmprune.models.vim_config import VimConfig
 from ssmprune.models.families import register_family
 from ssmprune.models.vim import Vim
 from ssmprune.models.zoo import register_config

@@ -98,3 +98,23 @@ def test_the_command_line_is_on_top() -> None:
 
 def test_a_study_does_not_know_the_run_that_it_belongs_to() -> None:
     assert rooms(graph(later=True))["study"] <= {"candidate", "space"}
+
+
+def test_files_functions_and_classes_stay_short() -> None:
+    """Docstrings aside for functions; kernels of the scan, which are long by nature, are left out."""
+    most = {ast.FunctionDef: 60, ast.ClassDef: 250}
+    long = []
+    for name, path in modules().items():
+        if name.startswith("ssmprune.scan"):
+            continue
+        text = path.read_text()
+        if text.count("\n") > 400:
+            long.append(f"{name}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                if isinstance(node, ast.FunctionDef):
+                    lines -= len((ast.get_docstring(node, clean=False) or "").splitlines())
+                if lines > most[type(node)]:
+                    long.append(f"{name}.{node.name}: {lines} lines")
+    assert long == []

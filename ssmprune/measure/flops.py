@@ -12,16 +12,13 @@ One multiply-add is one FLOP, as in fvcore. Two rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from ssmprune.measure import flops_plain_mamba, flops_vim, flops_vmamba
 from ssmprune.measure.rows import FlopRow
 from ssmprune.models.configs import ModelConfig
+from ssmprune.models.families import families
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import PruningPlan
-from ssmprune.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -47,50 +44,6 @@ class FlopCount:
         return {operator: total for operator, total in totals.items() if any(total)}
 
 
-class FamilyFlops(Protocol):
-    """How a family is counted: the module `flops_<family>`.
-
-    Attributes:
-        NAMES: Operator of the table by the last module on the path, numbers aside, and fvcore's
-            operator.
-    """
-
-    NAMES: dict[tuple[str, str], str]
-
-    def rows(self, config: Any, steps: Mapping[int, Any]) -> Iterator[FlopRow]:
-        """The closed form, for what a policy's plan does, by block."""
-
-    def paper_flops(self, config: Any, operator: str, flops: int, in_proj: int) -> int:
-        """The charge for a traced operator, in a block whose `in_proj` costs as much."""
-
-
-_families: Registry[FamilyFlops] = Registry("family")
-for _name, _flops in (
-    ("vim", flops_vim),
-    ("plain_mamba", flops_plain_mamba),
-    ("vmamba", flops_vmamba),
-):
-    _families.add(_name, _flops)
-
-
-def register_family_flops(family: str, flops: FamilyFlops) -> None:
-    """File how a family is counted.
-
-    Raises:
-        UsageError: The name is taken.
-    """
-    _families.add(family, flops)
-
-
-def family_flops(family: str) -> FamilyFlops:
-    """How a family is counted.
-
-    Raises:
-        UsageError: The family is unknown.
-    """
-    return _families[family]
-
-
 def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
     """Count the FLOPs of one image.
 
@@ -102,4 +55,4 @@ def count_flops(config: ModelConfig, policy: Policy | None = None) -> FlopCount:
         PolicyError: The policy is for another model.
     """
     steps = {} if policy is None else PruningPlan.of(policy, config).steps
-    return FlopCount(tuple(family_flops(config.family).rows(config, steps)))
+    return FlopCount(tuple(families[config.family].flops.rows(config, steps)))

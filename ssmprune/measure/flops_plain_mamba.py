@@ -6,11 +6,14 @@ It charges everything that a dense model runs, the scan once per direction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
-from ssmprune.models.configs import PlainMambaConfig
-from ssmprune.pruning.reduction import TokenStep
+from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from ssmprune.pruning.scorers import sort_flops
+
+if TYPE_CHECKING:  # steps need the models by name
+    from ssmprune.pruning.reduction import TokenStep
 
 _DIRECTIONS, _WALKS = 4, 2
 _STEM_WIDTH = 64

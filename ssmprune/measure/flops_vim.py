@@ -7,10 +7,13 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
-from ssmprune.models.configs import VimConfig
-from ssmprune.pruning.reduction import TokenStep
+from ssmprune.models.vim_config import VimConfig
+
+if TYPE_CHECKING:  # steps need the models by name
+    from ssmprune.pruning.reduction import TokenStep
 
 _DIRECTIONS = 2
 

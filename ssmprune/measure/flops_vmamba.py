@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
-from ssmprune.models.configs import VMambaConfig
-from ssmprune.pruning.grid import GridStep
+from ssmprune.models.vmamba_config import VMambaConfig
+
+if TYPE_CHECKING:  # steps need the models by name
+    from ssmprune.pruning.grid import GridStep
 
 _DIRECTIONS = 4
 

@@ -18,10 +18,11 @@ import torch
 from torch.jit._trace import TracerWarning
 
 from ssmprune.errors import SsmpruneError
-from ssmprune.measure.flops import FlopCount, family_flops
+from ssmprune.measure.flops import FlopCount
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.configs import ModelConfig
+from ssmprune.models.families import families
 from ssmprune.pruning.scorers import sort_flops
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -102,7 +103,7 @@ def trace_flops(model: Backbone) -> FlopCount:
 
 def _rows(counts: dict[str, dict[str, int]], config: ModelConfig) -> Iterator[FlopRow]:
     """The leaves of fvcore's table, on both rules."""
-    family = family_flops(config.family)
+    family = families[config.family].flops
     own = {
         path: {
             operator: int(total)

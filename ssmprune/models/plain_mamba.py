@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from ssmprune.errors import UsageError
 from ssmprune.models.backbone import Backbone
-from ssmprune.models.configs import PlainMambaConfig
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, resize_grid
+from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from ssmprune.policy import Alignment
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, selective_scan

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
-from ssmprune.models.configs import VimConfig
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, linear
+from ssmprune.models.vim_config import VimConfig
 from ssmprune.pruning.alignment import AlignedTokens
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
 from ssmprune.tokens import TokenStream

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmprune.models.backbone import Backbone
-from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.layers import Linear, classifier, linear
+from ssmprune.models.vmamba_config import VMambaConfig
 from ssmprune.pruning.grid import GridStep
 from ssmprune.scan import Backend, selective_scan
 from ssmprune.tokens import TokenStream

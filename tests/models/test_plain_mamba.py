@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import ssmprune
 from ssmprune.errors import UsageError
-from ssmprune.models.configs import PlainMambaConfig
 from ssmprune.models.plain_mamba import GridTokens, PlainMamba
+from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from tests.conftest import relative_error
 
 

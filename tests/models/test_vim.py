@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ssmprune.models.configs import VimConfig
 from ssmprune.models.vim import Vim
+from ssmprune.models.vim_config import VimConfig
 from ssmprune.scan import reference
 from tests.conftest import relative_error
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.vmamba import VMamba
+from ssmprune.models.vmamba_config import VMambaConfig
 from tests.conftest import relative_error
 
 FILES = ("vmamba_tiny_config", "vmamba_v0_tiny_config")

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmprune.models.configs import PlainMambaConfig, VimConfig
 from ssmprune.models.plain_mamba import GridTokens, ScanInputs
 from ssmprune.models.plain_mamba import Mixer as PlainMambaMixer
+from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from ssmprune.models.vim import Mixer
+from ssmprune.models.vim_config import VimConfig
 from ssmprune.policy import Alignment
 from ssmprune.pruning.alignment import AlignedTokens, gap_counts
 from ssmprune.scan import selective_scan

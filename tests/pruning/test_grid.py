@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ssmprune import Policy, apply_policy, remove_policy
 from ssmprune.errors import PolicyError
-from ssmprune.models.configs import VMambaConfig
 from ssmprune.models.vmamba import VMamba
+from ssmprune.models.vmamba_config import VMambaConfig
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Scorer, Stage
 from ssmprune.pruning.grid import GridStep

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig
 from ssmprune.policy import Policy
+from ssmprune_search.candidate.objective import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class Cost:
     def is_within(self, other: Cost, objectives: Sequence[str]) -> bool:
         """Whether this costs no more than `other`.
 
-        No more FLOPs; where latency is an objective, also no more tokens in any block. Tokens stand
-        for latency here, because measuring it would cost as much as it saves.
+        No more FLOPs; where an objective goes by tokens, as latency does, also no more of them in
+        any block.
         """
-        if "latency_ms" in objectives and any(
-            mine > theirs for mine, theirs in zip(self.tokens, other.tokens, strict=True)
-        ):
+        pairs = zip(self.tokens, other.tokens, strict=True)
+        if any(OBJECTIVES[name].by_tokens for name in objectives) and any(a > b for a, b in pairs):
             return False
         return self.flops <= other.flops

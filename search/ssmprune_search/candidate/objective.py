@@ -29,6 +29,9 @@ class Objective:
         task: Of a score, the task that it is of, by its name in `ssmprune.tasks`.
         ends: The attributes with the ends of the 95 % interval of `share`, where it has one.
         noisy: Whether two values only differ where their intervals do not overlap.
+        by_tokens: Whether it grows with the tokens that blocks scan, which stand for it where
+            measuring it would cost as much as it saves.
+        protocol: The attribute that tells how it was measured, where something has to be told.
         unit: Of the value, for people, and how many of the value's own units it is.
         columns: Columns of the table of results, and what they mean.
     """
@@ -43,6 +46,8 @@ class Objective:
     task: str = ""
     ends: tuple[str, str] | None = None
     noisy: bool = False
+    by_tokens: bool = False
+    protocol: str = ""
     unit: tuple[str, float] = ("", 1.0)
 
     @property
@@ -138,6 +143,8 @@ LATENCY = Objective(
     limit_meaning="Highest latency over the dense model's, such as 0.7.",
     ends=("latency_ratio_low", "latency_ratio_high"),
     noisy=True,
+    by_tokens=True,
+    protocol="latency_protocol",
     unit=("ms", 1.0),
     columns={
         "latency_ratio": "latency over the dense model's; empty if not measured",
@@ -151,6 +158,7 @@ PEAK_MEMORY = Objective(
     title="Peak memory",
     share="peak_memory_ratio",
     limit="memory_ratio",
+    protocol="memory_protocol",
     limit_meaning="Highest peak memory over the dense model's, such as 0.8.",
     unit=("MiB", 2**20),
     columns={

@@ -179,7 +179,7 @@ class ModelEvaluator:
         race = race or Race()
         apply_policy(self._pruned, policy)
         memory = self._memory(policy)
-        race.start(memory["peak_memory_bytes"])
+        race.start(memory)
         self._run(race)
         names = (self._metric.name, f"{self._metric.name}_low", f"{self._metric.name}_high")
         scores: dict[str, Any] = dict(zip(names, self._metric.summary(race.scores), strict=True))

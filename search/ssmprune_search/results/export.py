@@ -12,7 +12,7 @@ from typing import Any
 from ssmprune.errors import FileError, UsageError
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.objective import Objective
+from ssmprune_search.candidate.objective import MEASURED_COSTS, Objective
 from ssmprune_search.results.outcome import Outcome
 
 
@@ -64,11 +64,9 @@ def _measured(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         measured["holdout"] = _scored(candidate.holdout, outcome.dense_holdout, outcome.score)
     measured["flops"] = _cost(search.flops, dense.flops)
     measured["paper_flops"] = _cost(search.paper_flops, dense.paper_flops)
-    if not math.isnan(search.latency_ratio):
-        measured["latency"] = _latency(search, dense)
-    if not math.isnan(search.peak_memory_ratio):
-        cost = _cost(int(search.peak_memory_bytes), int(dense.peak_memory_bytes))
-        measured["peak_memory_bytes"] = {**cost, **search.memory_protocol}
+    for cost in MEASURED_COSTS:
+        if cost.is_measured(search):
+            measured[cost.key if cost.ends else cost.name] = _measured_cost(cost, search, dense)
     return measured
 
 
@@ -81,6 +79,13 @@ def _scored(figures: Measurement, dense: Measurement, score: Objective) -> dict[
         f"{score.name}_high": round(figures.score_high, 2),
         f"dense_{score.name}": round(dense.score, 2),
     }
+
+
+def _measured_cost(cost: Objective, search: Measurement, dense: Measurement) -> dict[str, Any]:
+    if cost.ends:
+        return _latency(search, dense)
+    protocol = getattr(search, cost.protocol) if cost.protocol else {}
+    return {**_cost(int(search.value(cost.name)), int(dense.value(cost.name))), **protocol}
 
 
 def _cost(value: int, dense: int) -> dict[str, Any]:

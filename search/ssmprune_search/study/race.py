@@ -21,9 +21,9 @@ A candidate that has an incumbent and has not stopped pauses after each of `PAUS
 `study.screening` decides which one goes on. Every paused candidate goes on before the search ends.
 It goes on from the image where it paused, and races the best incumbent of that time.
 
-What costs no more is told by `Cost.is_within`. Neither FLOPs nor tokens stand for peak memory,
-which pruning can raise. Where it is an objective, it is measured before the race, and an incumbent
-that takes more is dropped.
+What costs no more is told by `Cost.is_within`. Neither FLOPs nor tokens stand for other costs, such
+as peak memory, which pruning can raise. Where one is an objective, it is measured before the race,
+and an incumbent that takes more is dropped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.objective import OBJECTIVES
+from ssmprune_search.candidate.objective import MEASURED_COSTS, OBJECTIVES
 
 FALSE_STOPS = 0.05
 """Highest chance that a candidate stops although it equals its incumbent on all images."""
@@ -141,13 +141,16 @@ class Race:
         self.scores = self.known
         self.is_lost = self.is_paused = False
 
-    def start(self, peak_memory_bytes: float) -> None:
-        """Drop an incumbent that takes more memory than the candidate.
+    def start(self, figures: Mapping[str, Any]) -> None:
+        """Drop an incumbent that costs more than the candidate.
 
         Args:
-            peak_memory_bytes: The candidate's; NaN where it is no objective.
+            figures: What was measured of the candidate before the race; NaN where a cost is no
+                objective.
         """
-        if self.incumbent and self.incumbent.search.peak_memory_bytes > peak_memory_bytes:
+        costs = [cost.name for cost in MEASURED_COSTS if cost.name in figures]
+        incumbent = self.incumbent
+        if incumbent and any(incumbent.search.value(name) > figures[name] for name in costs):
             self.incumbent = None
 
     @property

@@ -110,7 +110,7 @@ def test_race_drops_an_incumbent_that_takes_more_memory(
 ) -> None:
     strong = incumbent(np.ones(100, bool))
     race = Race(replace(strong, search=replace(strong.search, peak_memory_bytes=theirs)))
-    race.start(mine)
+    race.start({"peak_memory_bytes": mine})
     assert race.show(np.zeros(50, bool)) == raced
 
 
