@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ssmprune.data import open_images, open_stream
 from ssmprune.data.base import ImageSet, TrainingStream
 from ssmprune.measure.accuracy import Top1
+from ssmprune.measure.metric import Metric
 from ssmprune.models.configs import ModelConfig
 from ssmprune.task import Task
 
@@ -18,7 +19,7 @@ class Classification(Task):
     """Which of some classes an image shows."""
 
     name = "classification"
-    metric = Top1()
+    metric: ClassVar[Metric] = Top1()
     labels_images = True
 
     def open_images(self, config: ModelConfig, name: str, split: str, **settings: Any) -> ImageSet:

@@ -101,7 +101,7 @@ def test_a_study_does_not_know_the_run_that_it_belongs_to() -> None:
 
 
 def test_files_functions_and_classes_stay_short() -> None:
-    """Docstrings aside for functions; kernels of the scan, which are long by nature, are left out."""
+    """A function is counted without its docstring; the scan with its kernels is left out."""
     most = {ast.FunctionDef: 60, ast.ClassDef: 250}
     long = []
     for name, path in modules().items():

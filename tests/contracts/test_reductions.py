@@ -121,7 +121,7 @@ def test_plan_has_a_step_for_each_stage_that_removes_anything(family, reduction)
 
 @every_pair
 @given(ratios=st.lists(st.floats(0.02, 1), max_size=3))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_closed_form_of_the_flops_equals_the_trace_by_operator_on_both_rules(
     family, reduction, ratios
 ):

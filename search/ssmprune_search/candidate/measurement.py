@@ -28,7 +28,7 @@ LATENCY_PROTOCOL = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Figures of one policy on one split.
 
@@ -50,9 +50,9 @@ class Measurement:
     """
 
     split: str
-    top1: float
-    top1_low: float
-    top1_high: float
+    top1: float = math.nan
+    top1_low: float = math.nan
+    top1_high: float = math.nan
     images: int
     flops: int
     flops_ratio: float
