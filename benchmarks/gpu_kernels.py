@@ -120,6 +120,7 @@ def compiled_only(capability: int) -> Iterator[list[Usage]]:
 def scan(states: int, dtype: torch.dtype, decay: str, reverse: bool) -> None:
     """Launch the scan and its backward pass."""
     from ssmprune.scan import gpu
+    from ssmprune.scan.call import ScanCall
 
     sequence = torch.zeros(IMAGES, TOKENS, CHANNELS, dtype=dtype)
     rank = CHANNELS // 32
@@ -129,9 +130,9 @@ def scan(states: int, dtype: torch.dtype, decay: str, reverse: bool) -> None:
     gap: Tensor | None = None if decay == "none" else torch.zeros(IMAGES, TOKENS)
     step = E if decay == "zero_input" else None
     scale = 1.0 if decay == "neighbor" else 0.0
-    inputs = (sequence, sequence, A, B, C, E, E, gap, step, scale, True, reverse)
-    gpu.scan_forward(*inputs)
-    gpu.scan_backward(sequence, *inputs)
+    call = ScanCall(sequence, sequence, A, B, C, E, E, gap, step, scale, True, reverse)
+    gpu.scan_forward(call)
+    gpu.scan_backward(sequence, call)
 
 
 def convolution(dtype: torch.dtype, aligned: bool, reverse: bool) -> None:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ssmprune.scan.backends import (
     available_backends,
     resolve_backend,
 )
+from ssmprune.scan.call import ScanCall
 from ssmprune.scan.reference import Gaps
 
 __all__ = [
@@ -36,8 +37,6 @@ __all__ = [
     "resolve_backend",
     "selective_scan",
 ]
-
-_MaybeTensor = TypeVar("_MaybeTensor", Tensor, Tensor | None)
 
 
 def selective_scan(
@@ -69,34 +68,32 @@ def selective_scan(
             input has the wrong shape, is on another device than `u`, or is float64 beside others.
     """
     gap, gap_step, gap_scale = gaps or (None, None, 0.0)
-    _check_scan(u, delta, A, B, C, D, delta_bias, gap, gap_step, z, carry)
-    dtype = u.dtype
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    call = ScanCall(*inputs, gap_scale, delta_softplus, reverse, carry, z)
+    _check_scan(call)
     is_grouped = B.dim() != 3 or C.dim() != 3
     if backend == "auto" and is_grouped:
         backend = "reference"
-    backend = resolve_backend(backend, u.device, dtype)
+    backend = resolve_backend(backend, u.device, u.dtype)
     if is_grouped and backend in ("cpu", "triton"):
         raise UsageError(
             f"scan backend {backend!r} must get B and C of shape (B, L, N), got "
             f"{tuple(B.shape)} and {tuple(C.shape)}; use 'auto' or 'reference'."
         )
     if backend in ("reference", "cpu"):
-        u, delta, A, B, C = (_widened(x) for x in (u, delta, A, B, C))
-        D, delta_bias, gap, gap_step = (_widened(x) for x in (D, delta_bias, gap, gap_step))
-    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
-    settings = gap_scale, delta_softplus, reverse
-    if backend == "reference":
-        y = _reference_scan(*inputs, *settings)
-    elif backend == "mamba_ssm":
-        y = mamba_ssm.selective_scan(*inputs, *settings)
-    elif backend == "cpu" and not torch.is_grad_enabled():
-        y = operators.selective_scan(*inputs, *settings, backend, _widened(carry), _widened(z))
+        call = ScanCall(*map(_widened, call))
+    if backend == "cpu" and not torch.is_grad_enabled():
+        y: Tensor = operators.selective_scan(*call[:12], backend, call.carry, call.z)
         carry = z = None
+    elif backend == "reference":
+        y = _reference_scan(call)
+    elif backend == "mamba_ssm":
+        y = mamba_ssm.selective_scan(call)
     else:
-        y = operators.selective_scan(*inputs, *settings, backend)
+        y = operators.selective_scan(*call[:12], backend)
     y = y if carry is None else carry + y
     y = y if z is None else y * F.silu(z)
-    return y.to(dtype)
+    return y.to(u.dtype)
 
 
 def causal_conv1d_silu(
@@ -131,43 +128,21 @@ def causal_conv1d_silu(
     return y.to(dtype)
 
 
-def _reference_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    gap_step: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
+def _reference_scan(call: ScanCall) -> Tensor:
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *_ = call
     gaps = None if gap is None else Gaps(gap, gap_step, gap_scale)
     return reference.selective_scan(
         u, delta, A, B, C, D, None, delta_bias, delta_softplus, gaps, reverse
     )[0]
 
 
-def _widened(x: _MaybeTensor) -> _MaybeTensor:
-    return x.float() if x is not None and x.dtype in HALF else x
+def _widened(x: Any) -> Any:
+    """A tensor in at least float32; what is no tensor stays as it is."""
+    return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 
 
-def _check_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    gap_step: Tensor | None,
-    z: Tensor | None,
-    carry: Tensor | None,
-) -> None:
+def _check_scan(call: ScanCall) -> None:
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, *_ = call
     _check_sequence("u", u)
     images, length, width = u.shape
     states = A.shape[-1] if A.dim() else 1
@@ -185,8 +160,8 @@ def _check_scan(
     _check_like(u, "delta_bias", delta_bias, (width,))
     _check_like(u, "gaps.count_BL", gap, (images, length))
     _check_like(u, "gaps.step_E", gap_step, (width,))
-    _check_like(u, "z", z, (images, length, width))
-    _check_like(u, "carry", carry, (images, length, width))
+    _check_like(u, "z", call.z, (images, length, width))
+    _check_like(u, "carry", call.carry, (images, length, width))
 
 
 def _check_conv(x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None) -> None:

@@ -18,12 +18,13 @@ taken in an order that depends on the shapes only, so results do not depend on t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssmprune.scan.call import ScanCall
 from ssmprune.scan.rows import Rows, checked, copied, row_address
 from ssmprune.scan.simd import (
     FLOAT_BYTES,
@@ -471,22 +472,7 @@ def _backward_team(threads, tasks, partition, scan, gradients, scratch, passes, 
 # --- torch tensors in and out --------------------------------------------------------------------
 
 
-def scan_forward(
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    D_E: Tensor | None,
-    delta_bias_E: Tensor | None,
-    gap_BL: Tensor | None,
-    gap_step_E: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-    carry_BLE: Tensor | None = None,
-    z_BLE: Tensor | None = None,
-) -> Tensor:
+def scan_forward(call: ScanCall) -> Tensor:
     """The output of `reference.selective_scan`, of shape (B, L, E).
 
     The rows of u, delta, B, C, carry and z are read where they are, so these may be parts of wider
@@ -495,20 +481,9 @@ def scan_forward(
     Raises:
         UsageError: A tensor has the wrong shape, is not float32 or not on the CPU.
     """
-    inputs = _Inputs(
-        u_BLE,
-        delta_BLE,
-        A_EN,
-        B_BLN,
-        C_BLN,
-        D_E,
-        delta_bias_E,
-        gap_BL,
-        gap_step_E,
-        carry_BLE,
-        z_BLE,
-    ).checked()
-    scan = inputs.scan(gap_scale, delta_softplus, reverse)
+    call = _checked(call)
+    scan = _as_read(call)
+    u_BLE, A_EN = call.u, call.A
     y_BLE = torch.empty(u_BLE.shape)
     images, state_size = u_BLE.shape[0], A_EN.shape[1]
     blocks = -(-scan.width // LANES)
@@ -522,21 +497,7 @@ def scan_forward(
     return y_BLE
 
 
-def scan_backward(
-    dy_BLE: Tensor,
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    D_E: Tensor | None,
-    delta_bias_E: Tensor | None,
-    gap_BL: Tensor | None,
-    gap_step_E: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor | None, ...]:
+def scan_backward(dy_BLE: Tensor, call: ScanCall) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, delta_bias and gap_step, given that of the output.
 
     The gradient of an input that is None is None.
@@ -544,10 +505,9 @@ def scan_backward(
     Raises:
         UsageError: A tensor has the wrong shape, is not float32 or not on the CPU.
     """
-    inputs = _Inputs(
-        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E
-    ).checked()
-    scan = inputs.scan(gap_scale, delta_softplus, reverse)
+    call = _checked(call)
+    scan = _as_read(call)
+    u_BLE, A_EN = call.u, call.A
     dy_BLE = checked("dy", dy_BLE, tuple(u_BLE.shape))
     images, length, width = u_BLE.shape
     state_size = A_EN.shape[1]
@@ -575,7 +535,7 @@ def scan_backward(
     dA_EN = copied(by_channel[:, :state_size])
     dparameters_E = [
         None if parameter is None else copied(by_channel[:, state_size + row])
-        for row, parameter in enumerate((D_E, delta_bias_E, gap_step_E))
+        for row, parameter in enumerate((call.D, call.delta_bias, call.gap_step))
     ]
     return du_BLE, ddelta_BLE, dA_EN, dB_BLN, dC_BLN, *dparameters_E
 
@@ -584,55 +544,44 @@ def _scratch(tasks: int, bytes_per_thread: int) -> Tensor:
     return torch.empty(thread_count(tasks), bytes_per_thread, dtype=torch.uint8)
 
 
-class _Inputs(NamedTuple):
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    delta_bias: Tensor | None
-    gap: Tensor | None
-    gap_step: Tensor | None
-    carry: Tensor | None = None
-    z: Tensor | None = None
+def _checked(call: ScanCall) -> ScanCall:
+    """The same with readable rows, or an error for the first that the kernels cannot take."""
+    images, length, width = checked("u", call.u, (None, None, None)).shape
+    _, states = checked("A", call.A, (width, None)).shape
+    shapes = {
+        "u": (images, length, width),
+        "delta": (images, length, width),
+        "A": (width, states),
+        "B": (images, length, states),
+        "C": (images, length, states),
+        "D": (width,),
+        "delta_bias": (width,),
+        "gap": (images, length),
+        "gap_step": (width,),
+        "carry": (images, length, width),
+        "z": (images, length, width),
+    }
+    tensors = {name: getattr(call, name) for name in shapes}
+    readable: dict[str, Any] = {
+        name: checked(name, x, shapes[name]) for name, x in tensors.items() if x is not None
+    }
+    return call._replace(**readable)
 
-    def checked(self) -> _Inputs:
-        """The same with readable rows, or an error for the first that the kernels cannot take."""
-        images, length, width = checked("u", self.u, (None, None, None)).shape
-        _, states = checked("A", self.A, (width, None)).shape
-        shapes = {
-            "u": (images, length, width),
-            "delta": (images, length, width),
-            "A": (width, states),
-            "B": (images, length, states),
-            "C": (images, length, states),
-            "D": (width,),
-            "delta_bias": (width,),
-            "gap": (images, length),
-            "gap_step": (width,),
-            "carry": (images, length, width),
-            "z": (images, length, width),
-        }
-        present = {name: x for name, x in self._asdict().items() if x is not None}
-        return self._replace(
-            **{name: checked(name, x, shapes[name]) for name, x in present.items()}
-        )
 
-    def scan(self, gap_scale: float, delta_softplus: bool, reverse: bool) -> _Scan:
-        def address(x: Tensor | None) -> int:
-            return 0 if x is None else x.data_ptr()
+def _as_read(call: ScanCall) -> _Scan:
+    """The call as the kernels read it: by addresses."""
 
-        return _Scan(
-            *(self.u.shape[1:]),
-            *(
-                Rows.of(x)
-                for x in (self.u, self.delta, self.B, self.C, self.gap, self.carry, self.z)
-            ),
-            self.A.data_ptr(),
-            self.A.stride(0) * FLOAT_BYTES,
-            *(address(x) for x in (self.D, self.delta_bias, self.gap_step)),
-            float(gap_scale),
-            bool(delta_softplus),
-            bool(reverse),
-        )
+    def address(x: Tensor | None) -> int:
+        return 0 if x is None else x.data_ptr()
+
+    rows = (call.u, call.delta, call.B, call.C, call.gap, call.carry, call.z)
+    return _Scan(
+        *(call.u.shape[1:]),
+        *(Rows.of(x) for x in rows),
+        call.A.data_ptr(),
+        call.A.stride(0) * FLOAT_BYTES,
+        *(address(x) for x in (call.D, call.delta_bias, call.gap_step)),
+        float(call.gap_scale),
+        bool(call.delta_softplus),
+        bool(call.reverse),
+    )

@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssmprune.scan.call import ScanCall
+
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
 
@@ -329,60 +331,33 @@ class _Blocks(NamedTuple):
         return cls(min(fitting, _MAX_CHANNELS, triton.next_power_of_2(width)), block_n)
 
 
-def scan_forward(
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    D_E: Tensor | None,
-    delta_bias_E: Tensor | None,
-    gap_BL: Tensor | None,
-    gap_step_E: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
+def scan_forward(call: ScanCall) -> Tensor:
     """The output of `reference.selective_scan` without a gate, of shape (B, L, E).
 
     Every input is float32, bfloat16 or float16, and the output has the type of `u`. The rows of u,
     delta, B and C are read where they are, so these may be parts of wider tensors.
     """
-    inputs = (u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E)
-    tensors, strides = _scan_arguments(*inputs)
+    u_BLE, _, A_EN, *_ = call
+    tensors, strides = _scan_arguments(call)
     images, length, width = u_BLE.shape
     states = A_EN.shape[1]
     blocks = _Blocks.of(width, states)
     y_BLE = u_BLE.new_empty(u_BLE.shape)
     with torch.cuda.device_of(u_BLE):
         _scan_forward[images, triton.cdiv(width, blocks.channels)](
-            y_BLE, *tensors, *strides, length, width, states, gap_scale,
-            delta_softplus, reverse, *blocks, num_warps=1, enable_fp_fusion=True,
+            y_BLE, *tensors, *strides, length, width, states, call.gap_scale,
+            call.delta_softplus, call.reverse, *blocks, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
     return y_BLE
 
 
-def scan_backward(
-    dy_BLE: Tensor,
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    D_E: Tensor | None,
-    delta_bias_E: Tensor | None,
-    gap_BL: Tensor | None,
-    gap_step_E: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor | None, ...]:
+def scan_backward(dy_BLE: Tensor, call: ScanCall) -> tuple[Tensor | None, ...]:
     """Gradients of u, delta, A, B, C, D, delta_bias and gap_step, given that of the output.
 
     Each has the type of its input; the gradient of an input that is None is None.
     """
-    inputs = (u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, delta_bias_E, gap_BL, gap_step_E)
-    tensors, strides = _scan_arguments(*inputs)
+    u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, *_ = call
+    tensors, strides = _scan_arguments(call)
     dy_BLE = _rows(dy_BLE)
     images, length, width = u_BLE.shape
     states = A_EN.shape[1]
@@ -401,12 +376,14 @@ def scan_backward(
     with torch.cuda.device_of(u_BLE):
         _scan_backward[grid](
             du_BLE, ddelta_BLE, dA, dB, dC, dparameters, history, dy_BLE, *tensors,
-            *dy_BLE.stride()[:2], *strides, length, width, states, gap_scale, chunk, chunks,
-            delta_softplus, reverse, *blocks, num_warps=1, enable_fp_fusion=True,
+            *dy_BLE.stride()[:2], *strides, length, width, states, call.gap_scale, chunk,
+            chunks, call.delta_softplus, call.reverse, *blocks, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
     dparameters_E = [
         None if parameter is None else row.sum(0).to(parameter.dtype)
-        for row, parameter in zip(dparameters, (D_E, delta_bias_E, gap_step_E), strict=True)
+        for row, parameter in zip(
+            dparameters, (call.D, call.delta_bias, call.gap_step), strict=True
+        )
     ]
     dB_BLN, dC_BLN = dB.sum(0).to(B_BLN.dtype), dC.sum(0).to(C_BLN.dtype)
     return du_BLE, ddelta_BLE, dA.sum(0).to(A_EN.dtype), dB_BLN, dC_BLN, *dparameters_E
@@ -481,14 +458,11 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
     return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
-def _scan_arguments(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *optional: Tensor | None
-) -> tuple[list[Tensor | None], list[int]]:
+def _scan_arguments(call: ScanCall) -> tuple[list[Tensor | None], list[int]]:
     """The inputs as the kernels take them: tensors, then strides of image and token."""
-    D, delta_bias, gap, gap_step = optional
-    u, delta, B, C = (_rows(x) for x in (u, delta, B, C))
+    u, delta, B, C = (_rows(x) for x in (call.u, call.delta, call.B, call.C))
     D, delta_bias, gap_step = (
-        None if x is None else x.contiguous() for x in (D, delta_bias, gap_step)
+        None if x is None else x.contiguous() for x in (call.D, call.delta_bias, call.gap_step)
     )
-    tensors = [u, delta, A.contiguous(), B, C, D, delta_bias, gap, gap_step]
-    return tensors, [stride for x in (u, delta, B, C, gap) for stride in _strides(x)]
+    tensors = [u, delta, call.A.contiguous(), B, C, D, delta_bias, call.gap, gap_step]
+    return tensors, [stride for x in (u, delta, B, C, call.gap) for stride in _strides(x)]

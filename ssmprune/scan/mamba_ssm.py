@@ -20,29 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmprune.scan import reference
+from ssmprune.scan.call import ScanCall
 
 _FAILURES = (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError, NameError)
 _CONV_TAPS = range(2, 5)
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    gap_step: Tensor | None,
-    gap_scale: float,
-    delta_softplus: bool,
-    reverse: bool,
-) -> Tensor:
+def selective_scan(call: ScanCall) -> Tensor:
     """The output of `reference.selective_scan` without a gate, of shape (B, L, E).
 
     With gaps, every step must be positive or zero.
     """
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *_ = call
     A = _widened(A)
     D, delta_bias = (None if x is None else _widened(x) for x in (D, delta_bias))
     skip = None

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmprune.scan.call import ScanCall
+
 
 def _scan_kernels(backend: str) -> ModuleType:
     if backend == "triton":
@@ -52,10 +54,9 @@ def selective_scan(
     z: Tensor | None = None,
 ) -> Tensor:
     """`carry` and `z` are for the CPU without gradients; elsewhere they are torch's business."""
-    fused = () if carry is None and z is None else (carry, z)
-    y: Tensor = _scan_kernels(backend).scan_forward(
-        u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *fused
-    )
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    call = ScanCall(*inputs, gap_scale, delta_softplus, reverse, carry, z)
+    y: Tensor = _scan_kernels(backend).scan_forward(call)
     return y
 
 
@@ -82,9 +83,9 @@ def _selective_scan_backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, and of those of D, delta_bias, gap_step that are there."""
-    gradients = _scan_kernels(backend).scan_backward(
-        dy, u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse
-    )
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    call = ScanCall(*inputs, gap_scale, delta_softplus, reverse)
+    gradients = _scan_kernels(backend).scan_backward(dy, call)
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssmprune.errors import UsageError
 from ssmprune.scan import cpu, cpu_conv, reference
+from ssmprune.scan.call import ScanCall
 
 FORWARD_TOLERANCE = 2e-6
 GRADIENT_TOLERANCE = 5e-6
@@ -104,8 +105,8 @@ def test_scan_equals_reference_forward_and_backward(
     expected = reference_scan(exact, scale, softplus, reverse)
     dy = strided(torch.randn(B, L, E, generator=torch.Generator().manual_seed(seed)))
 
-    y = cpu.scan_forward(*arguments)
-    gradients = cpu.scan_backward(dy, *arguments)
+    y = cpu.scan_forward(ScanCall(*arguments))
+    gradients = cpu.scan_backward(dy, ScanCall(*arguments))
 
     assert_near(y, expected, FORWARD_TOLERANCE, "y")
     names = [name for name in SCAN_INPUTS if name != "gap"]
@@ -123,21 +124,21 @@ def test_scan_stays_accurate_over_a_long_sequence(N: int) -> None:
     inputs["delta"] = inputs["delta"] - 4.0
     exact = {name: x.double() for name, x in inputs.items()}
     expected = reference_scan(exact, 0.0, True, False)
-    y = cpu.scan_forward(*inputs.values(), 0.0, True, False)
+    y = cpu.scan_forward(ScanCall(*inputs.values(), 0.0, True, False))
     assert_near(y, expected, FORWARD_TOLERANCE, "y")
 
 
 def test_scan_forgets_everything_over_a_huge_gap() -> None:
     inputs = scan_inputs(0, 1, 4, 16, 8, optional=True, gaps=True)
     inputs["gap"] = torch.tensor([[0.0, 1e9, 0.0, 1e9]])
-    y = cpu.scan_forward(*inputs.values(), 1.0, True, False)
+    y = cpu.scan_forward(ScanCall(*inputs.values(), 1.0, True, False))
     assert_near(y, reference_scan(inputs, 1.0, True, False), FORWARD_TOLERANCE, "y")
 
 
 def test_scan_passes_nan_on() -> None:
     inputs = scan_inputs(0, 1, 6, 16, 8, optional=True, gaps=False)
     inputs["delta"][0, 3, 5] = torch.nan
-    y = cpu.scan_forward(*inputs.values(), 0.0, True, False)
+    y = cpu.scan_forward(ScanCall(*inputs.values(), 0.0, True, False))
     assert y[0, 3:, 5].isnan().all()
     assert y.isnan().sum() == 3
 
@@ -152,8 +153,8 @@ def test_results_do_not_depend_on_the_thread_count(B: int, threads: None) -> Non
         torch.set_num_threads(count)
         results.append(
             [
-                cpu.scan_forward(*arguments),
-                *cpu.scan_backward(dy, *arguments),
+                cpu.scan_forward(ScanCall(*arguments)),
+                *cpu.scan_backward(dy, ScanCall(*arguments)),
                 cpu_conv.conv_forward(x, weight, bias, None, False),
                 *cpu_conv.conv_backward(dy, x, weight, bias, None, False),
             ]
@@ -205,8 +206,8 @@ def test_kernels_read_columns_and_expanded_gradients() -> None:
     columns = [x.t().contiguous().t() if x.dim() == 2 else x for x in arguments]
     dy = torch.ones(1).expand(2, 7, 20)
     for expected, actual in zip(
-        cpu.scan_backward(dy.contiguous(), *arguments, 0.5, True, False),
-        cpu.scan_backward(dy, *columns, 0.5, True, False),
+        cpu.scan_backward(dy.contiguous(), ScanCall(*arguments, 0.5, True, False)),
+        cpu.scan_backward(dy, ScanCall(*columns, 0.5, True, False)),
         strict=True,
     ):
         assert torch.equal(actual, expected)
@@ -217,10 +218,10 @@ def test_kernels_read_columns_and_expanded_gradients() -> None:
 def test_kernels_run_in_a_forked_child_of_a_process_with_threads(threads: None) -> None:
     torch.set_num_threads(2)
     arguments = (*scan_inputs(3, 4, 5, 16, 8, True, True).values(), 0.5, True, False)
-    expected = cpu.scan_forward(*arguments)
+    expected = cpu.scan_forward(ScanCall(*arguments))
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(cpu.scan_forward(*arguments), expected) else 1)
+        os._exit(0 if torch.equal(cpu.scan_forward(ScanCall(*arguments)), expected) else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0
 
@@ -238,7 +239,7 @@ def test_kernels_run_in_a_forked_child_of_a_process_with_threads(threads: None) 
 def test_scan_refuses_what_the_kernels_cannot_read(name: str, value: Any, message: str) -> None:
     inputs = scan_inputs(0, 2, 5, 16, 8, True, True) | {name: value}
     with pytest.raises(UsageError, match=message):
-        cpu.scan_forward(*inputs.values(), 0.5, True, False)
+        cpu.scan_forward(ScanCall(*inputs.values(), 0.5, True, False))
 
 
 def test_conv_refuses_what_the_kernels_cannot_read() -> None:

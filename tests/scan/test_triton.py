@@ -26,6 +26,7 @@ from ssmprune.scan import (
     resolve_backend,
     selective_scan,
 )
+from ssmprune.scan.call import ScanCall
 from tests.conftest import INTERPRETED, ON_GPU, ROOT, relative_error
 
 SMALL = replace(find_config("vim_nano"), image_size=(18, 12), embed_dim=12, depth=2)
@@ -63,9 +64,10 @@ def test_scan_is_exact_over_many_chunks_blocks_and_states(device, L, E, N):
     )
     expected.sum().backward()
     arguments = (*inputs, 0.5, True, False)
-    found = gpu.scan_forward(*arguments)
+    found = gpu.scan_forward(ScanCall(*arguments))
     assert relative_error(found.cpu(), expected.detach()) <= 2e-6
-    gradients = gpu.scan_backward(torch.ones(1, device=device).expand(1, L, E), *arguments)
+    dy = torch.ones(1, device=device).expand(1, L, E)
+    gradients = gpu.scan_backward(dy, ScanCall(*arguments))
     leaves = exact[:7] + exact[8:]
     for gradient, leaf in zip(gradients, leaves, strict=True):
         assert relative_error(gradient.cpu(), leaf.grad) <= 5e-6
@@ -161,11 +163,9 @@ def test_pruned_model_has_the_logits_and_flops_of_the_other_backends(device):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_results_on_the_gpu_are_the_same_every_time():
-    arguments = (*scan_tensors(8, 197, 384, 16, "cuda"), 0.5, True, True)
+    call = ScanCall(*scan_tensors(8, 197, 384, 16, "cuda"), 0.5, True, True)
     dy = torch.randn(8, 197, 384, device="cuda")
-    first, *others = (
-        [gpu.scan_forward(*arguments), *gpu.scan_backward(dy, *arguments)] for _ in range(5)
-    )
+    first, *others = ([gpu.scan_forward(call), *gpu.scan_backward(dy, call)] for _ in range(5))
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
