@@ -105,6 +105,7 @@ def test_models_of_an_installed_package_are_listed_profiled_and_recorded(
     assert shown.endswith("{'my-package': '1.0'}")
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_told_with_its_entry_point_and_cause(
     tmp_path: Path, policy: Path
 ) -> None:

@@ -29,6 +29,7 @@ def test_policies_their_flops_and_search_workers_do_without_torch():
     assert told(code) == "neither"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

@@ -35,6 +35,7 @@ def run(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_help_of_every_command_can_be_read_in_few_characters(encoding: str) -> None:
     done = run("-c", EVERY_HELP, PYTHONIOENCODING=encoding, LC_ALL="C", PYTHONUTF8="0")
@@ -59,6 +60,7 @@ def test_errors_have_a_colour_where_it_is_wanted(no_color: str) -> None:
     assert ("\x1b[" in told) == (not no_color)
 
 
+@pytest.mark.slow
 def test_reader_that_has_gone_ends_a_command_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -68,6 +70,7 @@ def test_reader_that_has_gone_ends_a_command_without_a_word() -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_batch_that_no_memory_holds_is_told_in_one_line() -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); "
     batch = ("--model", "vim_nano", "--batch-size", str(2**20))  # 9 GiB

@@ -82,7 +82,7 @@ class Grid(Reduction):
     ) -> Iterator[Fault]:
         if not self.fits(config):
             yield Fault(
-                f"reduction must be tokens for {config.name}, which has no resolution stages, got "
+                f"reduction must be tokens for {config.name}, which has no resolution levels, got "
                 "grid",
                 "remove `reduction`",
                 ("reduction",),

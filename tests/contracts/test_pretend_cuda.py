@@ -194,6 +194,7 @@ def measure(device: str, amp: bool) -> Measurement:
     return ModelEvaluator(setting, setting.load(), images.resident(device), None)(POLICY)
 
 
+@pytest.mark.slow
 @every_precision
 def test_evaluator_of_a_search_measures_what_it_does_on_the_cpu(amp: bool) -> None:
     with pretended_cuda():
@@ -221,6 +222,7 @@ def train(device: str, amp: bool) -> tuple[list[float], Trainer]:
     return [trainer.step(step, *batch).item() for step, batch in batches], trainer
 
 
+@pytest.mark.slow
 @every_precision
 def test_training_takes_the_steps_of_the_cpu(amp: bool) -> None:
     expected, on_cpu = train("cpu", amp)

@@ -81,6 +81,7 @@ def test_top1_of_the_folder_is_that_of_the_embedded_set(exported, split):
     assert abs(ours.top1 - theirs.top1) <= 0.3
 
 
+@pytest.mark.slow
 def test_eval_reads_the_folder(exported):
     result = call("eval", "--model", "vim_nano", "--data", exported, "--json")
     assert result.exit_code == 0, result.output

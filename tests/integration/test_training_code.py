@@ -51,6 +51,7 @@ def test_timm_loads_a_checkpoint_into_a_pruned_model(policy, batch):
     assert torch.equal(loaded(batch[0]), ours(batch[0]))
 
 
+@pytest.mark.slow
 def test_compiled_model_computes_and_learns_the_same(policy, batch):
     images, labels = batch
     model = timm.create_model("vim_nano", policy=str(policy))
@@ -97,6 +98,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ddp_makes_the_steps_of_one_process(policy, tmp_path):
     call = [str(tmp_path / "store"), str(policy)]
     processes = [

@@ -44,6 +44,7 @@ def test_closed_form_of_a_dense_model_equals_the_trace(family):
     assert trace_flops(model).by_operator() == count_flops(model.config).by_operator()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vmamba_tiny_s2l5", "vanilla_vmamba_tiny"])
 @given(
     ratios=st.dictionaries(st.integers(0, 5), st.floats(0.02, 1), max_size=4),

@@ -98,6 +98,7 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "policy"),
     [(SHORT, None), (EVERYTHING, Policy.from_yaml(POLICY))],
@@ -173,6 +174,7 @@ def test_a_wrong_call_writes_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_losses_of_an_uninterrupted_one(tmp_path):
     script = f"""
 import os, signal

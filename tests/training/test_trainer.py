@@ -135,6 +135,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_losses_of_one_with_the_same_batches(tmp_path):
     settings = TrainSettings(steps=4, batch_size=8, accumulate=2, lr=1e-3, aux_weight=0.5)
     call = [str(tmp_path / "store"), json.dumps(settings.model_dump())]

@@ -77,6 +77,7 @@ def test_evaluator_keeps_no_policy_from_one_call_to_the_next(make_evaluator) -> 
     assert (again.top1, again.flops_ratio) == (fresh.top1, 1.0)
 
 
+@pytest.mark.slow
 def test_latency_is_the_dense_models_times_the_ratio(make_evaluator) -> None:
     dense = make_evaluator(*LATENCY)(DENSE)
     assert dense.latency_ratio == 1.0
@@ -138,6 +139,7 @@ def test_synthetic_problem_is_best_with_equal_ratios_at_every_layer() -> None:
 MEMORY: tuple[str, ...] = ("top1", "flops", "peak_memory_bytes")
 
 
+@pytest.mark.slow
 def test_peak_memory_is_measured_where_it_is_an_objective(make_evaluator) -> None:
     dense = make_evaluator(*MEMORY)(DENSE)
     assert dense.peak_memory_ratio == 1.0 and dense.peak_memory_bytes > 0

@@ -46,6 +46,7 @@ def test_own_run_imports_what_it_was_searched_with(named: Path, tmp_path: Path) 
     assert "peak" in told("-c", code, named, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_own_run_says_where_its_module_was(named: Path, tmp_path: Path) -> None:
     module = named.parent / "my_scorers.py"
     moved = module.rename(tmp_path / "moved.py")

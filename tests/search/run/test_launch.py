@@ -167,6 +167,7 @@ def test_same_seed_with_one_worker_gives_the_same_candidates_also_when_resumed(
     assert whole.front == parts.front
 
 
+@pytest.mark.slow
 def test_killed_worker_is_restarted_and_nothing_is_lost_or_counted_twice(
     ray_here: None, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_killed_worker_is_restarted_and_nothing_is_lost_or_counted_twice(
     assert_complete(tmp_path / "run", 40)
 
 
+@pytest.mark.slow
 def test_search_ends_when_its_node_has_died_though_workers_live_on(
     ray_here: None, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +247,7 @@ def evaluated(run_dir: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_resume_recovers_a_journal_with_a_broken_last_line(
     finished: SearchResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +281,7 @@ def test_resume_refuses_another_search_and_names_what_changed(
     }
 
 
+@pytest.mark.slow
 def test_relative_paths_hold_from_any_directory(
     ray_here: None, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +434,7 @@ def test_search_in_which_everything_fails_says_why(
     assert RunDirectory.open(tmp_path / "run").study().counts().failed == 6
 
 
+@pytest.mark.slow
 def test_search_of_a_small_space_ends_when_it_is_exhausted(
     ray_here: None, space: Path, tmp_path: Path
 ) -> None:
