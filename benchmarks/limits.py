@@ -20,7 +20,7 @@ from benchmarks.record import apart, keep_memory
 from benchmarks.scan import SHAPES, scan_inputs
 from ssmprune.scan import selective_scan
 from ssmprune.scan.simd import LANES, Static, exp2, kernel, splat, store_vectors, zeros
-from ssmprune.scan.workers import in_team, share
+from ssmprune.scan.threads import in_team, share
 
 TITLE = "CPU scan against its floor, and its cost by length and batch"
 _VECTORS = 12  # as many independent chains as the latency of an operation calls for

@@ -26,7 +26,7 @@ from ssmprune.measure.accuracy import wilson_interval
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
+from ssmprune_search.candidate.pareto import hypervolume, pareto_front, pruning_key
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study.race import Race
 from ssmprune_search.study.records import Owner
@@ -50,7 +50,11 @@ def recorded() -> tuple[PolicyTable, dict[Any, int], set[Any]]:
         Candidate(row, policy, "table", measurement(table, policy, table.correct[row]))
         for row, policy in enumerate(table.policies)
     ]
-    return table, rows, {pruning_key(member.policy) for member in front(measured, OBJECTIVES)}
+    return (
+        table,
+        rows,
+        {pruning_key(member.policy) for member in pareto_front(measured, OBJECTIVES)},
+    )
 
 
 def evaluate(policy: Policy, race: Race, order: NDArray[np.int64]) -> Measurement:
@@ -136,7 +140,7 @@ def replay(
             history.false_stops += race.is_lost and is_best
             if not race.ended_early:
                 new = Candidate(suggestion.trial, suggestion.policy, sampler, figures)
-                found = front([*found, new], OBJECTIVES)
+                found = pareto_front([*found, new], OBJECTIVES)
                 volume = hypervolume(found, OBJECTIVES, reference)
             history.images.append(seen)
             history.hypervolume.append(volume)

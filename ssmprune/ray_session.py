@@ -26,8 +26,8 @@ try:
 except ImportError:  # a Ray that knows no tokens
     AuthenticationTokenLoader = None
 
-from ssmprune.cpus import cpu_count
 from ssmprune.errors import RunError, UsageError
+from ssmprune.machine import cpu_count
 
 _ANSWER_SECONDS = 10.0
 _MOST_STARTS = 3  # of Ray, which gives itself 30 s each time, too little on a machine that is busy

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssmprune.cpus import cpu_count
 from ssmprune.data.listing import list_all, refuse_unreadable
 from ssmprune.errors import DataError
+from ssmprune.machine import cpu_count
 
 WORKERS = min(8, cpu_count())
 

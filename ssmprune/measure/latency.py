@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ssmprune.errors import UsageError
+from ssmprune.machine import device_name
 
 MIN_REPEATS = 6
 """Fewest pairs for which a 95 % interval of the median exists."""
@@ -150,15 +149,3 @@ def _time_on_cuda(forward: Forward, images: Tensor) -> float:
 def precision_name(images: Tensor, amp: bool) -> str:
     """What a model computes in, for the record: bfloat16 under autocast, else the images' type."""
     return "bfloat16" if amp else str(images.dtype).removeprefix("torch.")
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU or the CPU by the name that its maker gave it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -40,3 +40,9 @@ class ScanCall(NamedTuple):
     reverse: bool
     carry: Tensor | None = None
     z: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The inputs, without the settings, carry and gate."""
+        weights = self.A, self.B, self.C, self.D, self.delta_bias
+        return self.u, self.delta, *weights, self.gap, self.gap_step

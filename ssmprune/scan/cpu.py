@@ -58,7 +58,7 @@ from ssmprune.scan.simd import (
     store_vectors,
     zeros,
 )
-from ssmprune.scan.workers import (
+from ssmprune.scan.threads import (
     Partition,
     blocks_of,
     images_of,

@@ -35,7 +35,7 @@ from ssmprune.scan.simd import (
     store_vectors,
     unrolled,
 )
-from ssmprune.scan.workers import Partition, blocks_of, images_of, in_team, ordered_sum, share
+from ssmprune.scan.threads import Partition, blocks_of, images_of, in_team, ordered_sum, share
 
 
 class _Conv(NamedTuple):

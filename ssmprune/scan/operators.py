@@ -108,21 +108,22 @@ def _(
 
 
 def _scan_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    if inputs[13] is not None or inputs[14] is not None:
+    *call, backend, carry, z = inputs
+    if carry is not None or z is not None:
         raise RuntimeError("the scan's carry and z must be None where gradients are needed")
-    ctx.save_for_backward(*inputs[:9])
-    ctx.settings = inputs[9:13]
+    scan = ScanCall(*call)
+    ctx.save_for_backward(*scan.tensors)
+    ctx.settings = scan.gap_scale, scan.delta_softplus, scan.reverse, backend
 
 
 def _scan_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    present = iter(_selective_scan_backward(dy, *saved, *ctx.settings))
-    has_gap = saved[7] is not None
-    gradients = [
-        next(present) if x is not None and index != 7 and (index != 8 or has_gap) else None
-        for index, x in enumerate(saved)
-    ]
-    return (*gradients, *(None,) * 6)
+    scan = ScanCall(*saved, *ctx.settings[:3])
+    gradients = iter(_selective_scan_backward(dy, *saved, *ctx.settings))
+    differentiable = (*saved[:7], None, None if scan.gap is None else scan.gap_step)
+    by_input = [None if x is None else next(gradients) for x in differentiable]
+    inputs = len(ScanCall._fields) + 1  # the backend stands among them
+    return (*by_input, *[None] * (inputs - len(by_input)))
 
 
 selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)

@@ -18,14 +18,14 @@ from ssmprune.errors import RunError, SsmpruneError, UsageError
 from ssmprune.extensions import import_modules
 from ssmprune.ray_session import last_line, running_ray
 from ssmprune.training.directory import TrainDirectory
-from ssmprune.training.loop import Job, TrainingData, run
+from ssmprune.training.loop import TrainingData, TrainJob, run
 from ssmprune.training.progress import Progress
 
 _MOST_RESTARTS = 3  # of all workers together, each time from the last checkpoint
 _POLL_SECONDS = 1.0
 
 
-def run_on_ray(job: Job, steps: int, workers: int, gpus: float, address: str | None) -> None:
+def run_on_ray(job: TrainJob, steps: int, workers: int, gpus: float, address: str | None) -> None:
     """Let `workers` processes make the run; one that dies is replaced, from the last checkpoint.
 
     Args:
@@ -69,7 +69,7 @@ def run_on_ray(job: Job, steps: int, workers: int, gpus: float, address: str | N
 def _work(config: dict[str, Any]) -> None:
     """What each worker does."""
     torch.set_num_threads(config["threads"])
-    job: Job = config["job"]
+    job: TrainJob = config["job"]
     import_modules(job.imports)
     run(job, TrainingData.open(job), get_device())
 
@@ -87,7 +87,7 @@ def _share_out(workers: int, gpus: float) -> int:
 
 
 @contextmanager
-def _shown(job: Job, steps: int) -> Iterator[None]:
+def _shown(job: TrainJob, steps: int) -> Iterator[None]:
     """Show the rows that the first worker logs, as they come."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(job, steps, ended), daemon=True)
@@ -99,7 +99,7 @@ def _shown(job: Job, steps: int) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(job: Job, steps: int, ended: threading.Event) -> None:
+def _watch(job: TrainJob, steps: int, ended: threading.Event) -> None:
     directory = TrainDirectory(job.out)
     seen = [int(row["step"]) for row in directory.read_log()]
     first = max(seen, default=0)

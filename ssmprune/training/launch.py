@@ -22,7 +22,7 @@ from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy, load_for
 from ssmprune.training import loop
 from ssmprune.training.directory import TrainDirectory
-from ssmprune.training.loop import Job, TrainingData
+from ssmprune.training.loop import TrainingData, TrainJob
 from ssmprune.training.settings import TrainSettings, load_recipe
 from ssmprune.training.trainer import has_batch_norm
 
@@ -100,7 +100,7 @@ def train(
         resolved = load_for(policy, model) if isinstance(policy, str | Path) else policy
     with faults.gathered():
         data = absolute_name(data)
-    job = Job(
+    job = TrainJob(
         model,
         data,
         Path(out).absolute(),
@@ -138,7 +138,7 @@ class _Run:
         checkpoint_key: Where in its file the weights lie that it begins with.
     """
 
-    job: Job
+    job: TrainJob
     data: TrainingData
     directory: TrainDirectory
     checkpoint_key: str | None
@@ -183,7 +183,7 @@ class _Place:
         run_on_ray(run.job, steps, self.workers, self.gpus, self.address)
 
 
-def _check(job: Job, place: _Place, faults: Faults) -> _Run:
+def _check(job: TrainJob, place: _Place, faults: Faults) -> _Run:
     """A run, if everything that is asked for fits together; writes nothing.
 
     Args:
@@ -228,7 +228,7 @@ def _record(run: _Run, place: _Place, command: str) -> dict[str, Any]:
     }
 
 
-def _identity(job: Job, data: TrainingData) -> dict[str, Any]:
+def _identity(job: TrainJob, data: TrainingData) -> dict[str, Any]:
     """What decides the result of a run."""
     policy, own = job.policy, find_config(job.model).num_classes
     unusual: dict[str, Any] = {}
@@ -264,7 +264,7 @@ def _check_shares(settings: TrainSettings, workers: int) -> None:
         )
 
 
-def _check_model(job: Job, workers: int, device: torch.device) -> Backbone:
+def _check_model(job: TrainJob, workers: int, device: torch.device) -> Backbone:
     """The model, if policy and checkpoint fit it and it can be trained as asked for."""
     if job.settings.distill and job.init is None:
         raise UsageError(
@@ -291,7 +291,7 @@ def _check_model(job: Job, workers: int, device: torch.device) -> Backbone:
     return network
 
 
-def _classes(job: Job, data: TrainingData, wanted: int | None) -> int:
+def _classes(job: TrainJob, data: TrainingData, wanted: int | None) -> int:
     """Size of the classifier: what was asked for, or as many as the data have classes."""
     classes = len(data.stream.classes)
     if wanted is not None and wanted < classes:

@@ -31,7 +31,7 @@ LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """A training run, as every process of it is told.
 
     Attributes:
@@ -76,7 +76,7 @@ class TrainingData:
     holdout: ImageSet
 
     @classmethod
-    def open(cls, job: Job) -> TrainingData:
+    def open(cls, job: TrainJob) -> TrainingData:
         """Open the data set of `job`.
 
         Raises:
@@ -101,7 +101,7 @@ class TrainingData:
         return cls(stream, search, holdout)
 
 
-def run(job: Job, data: TrainingData, device: torch.device) -> None:
+def run(job: TrainJob, data: TrainingData, device: torch.device) -> None:
     """Make all steps that are left, measure, and write the results.
 
     Every process of an initialised torch.distributed calls this; the first one writes the files.

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from ssmprune import Policy, create_model
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study.records import Owner
@@ -139,7 +139,7 @@ def _finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         while suggestion := study.ask(30):
             study.tell(suggestion.trial, evaluators.open("search", 1)(suggestion.policy))
         study.end_session()
-        for member in front(study.candidates(), run.space.objectives):
+        for member in pareto_front(study.candidates(), run.space.objectives):
             study.set_holdout(member.trial, evaluators.open("holdout", 1)(member.policy))
     return run.path
 

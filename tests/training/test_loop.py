@@ -298,7 +298,7 @@ def test_training_gives_synsets_the_logits_of_a_classifier_of_imagenet(tmp_path,
     for part in ("train", "val"):
         (photos / part / "ant").rename(photos / part / "n02219486")
         (photos / part / "bee").rename(photos / part / "n02206856")
-    job = loop.Job("vim_photo", str(photos), tmp_path, STILL, num_classes=1000)
+    job = loop.TrainJob("vim_photo", str(photos), tmp_path, STILL, num_classes=1000)
     data = loop.TrainingData.open(job)
     _, labels = next(data.stream.batches())
     assert {data.stream.classes[label] for label in labels} <= {"n02206856", "n02219486"}

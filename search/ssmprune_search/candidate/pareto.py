@@ -31,7 +31,7 @@ from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import FLOPS, OBJECTIVES, SCORES, Objective
 
 
-def front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:
+def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:
     """The candidates that no better one excludes, fewest FLOPs first.
 
     Of candidates that prune alike (`pruning_key`) and of candidates with equal objectives only the

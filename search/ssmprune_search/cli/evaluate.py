@@ -8,8 +8,8 @@ import typer
 
 from ssmprune.bounds import MOST_IMAGES
 from ssmprune.data import SPLITS
-from ssmprune.devices import find_device
 from ssmprune.extensions import import_modules
+from ssmprune.machine import find_device
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
 from ssmprune.tasks import task_of

@@ -56,7 +56,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         from ssmprune.caches import prepare_matplotlib
-        from ssmprune.cpus import cpu_count
+        from ssmprune.machine import cpu_count
 
         # Before torch is loaded, which would take all CPUs of a machine that a container shares.
         os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssmprune.bounds import MOST_IMAGES
-from ssmprune.devices import find_device
 from ssmprune.extensions import import_modules
+from ssmprune.machine import find_device
 from ssmprune.measure.latency import Latency
 from ssmprune.measure.profile import Profile
 from ssmprune.measure.profile import profile as measure_profile

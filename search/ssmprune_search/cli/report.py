@@ -40,7 +40,7 @@ def report(
 
     Example: [bold]ssmprune report runs/first[/]
     """
-    from ssmprune.devices import find_device
+    from ssmprune.machine import find_device
     from ssmprune_search.report import write_report
     from ssmprune_search.results.outcome import Outcome
 

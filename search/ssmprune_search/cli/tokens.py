@@ -12,9 +12,9 @@ from ssmprune.extensions import import_modules
 from ssmprune.files import write_bytes_atomically
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
-from ssmprune.picture import Row, check_output, draw_kept
 from ssmprune.policy import Policy
 from ssmprune.pruning.kept import kept_patches
+from ssmprune.pruning.picture import Row, check_output, draw_kept
 from ssmprune_search.cli.options import Checkpoint, CheckpointKey, Imports, Json, checkpoint_file
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")

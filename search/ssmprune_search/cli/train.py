@@ -12,9 +12,9 @@ import torch
 import typer
 
 from ssmprune.bounds import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_WORKERS
-from ssmprune.devices import find_device
 from ssmprune.errors import Faults
 from ssmprune.extensions import import_modules
+from ssmprune.machine import find_device
 from ssmprune.models.zoo import find_config
 from ssmprune.output import print_json, show
 from ssmprune.tasks import task_of

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ssmprune.data import Batch, ImageSet
+from ssmprune.machine import device_name
 from ssmprune.measure.flops import count_flops
-from ssmprune.measure.latency import compare_latency, device_name, precision_name
+from ssmprune.measure.latency import compare_latency, precision_name
 from ssmprune.measure.memory import peak_memory
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.checkpoint_file import checkpoint_sha256

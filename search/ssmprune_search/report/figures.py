@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ssmprune.picture import Row, draw_kept, save
+from ssmprune.pruning.picture import Row, draw_kept, save
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.history import Choice, Moment
 from ssmprune_search.report.samples import Bench

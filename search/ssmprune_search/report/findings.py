@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssmprune_search.report.history import Choice, Moment, choices, follow, importances
-from ssmprune_search.report.recovery import Recovery, read_recovery
+from ssmprune_search.report.recovery import RecoveryTable, read_recovery
 from ssmprune_search.report.references import (
     KnownSchedule,
     Measured,
@@ -37,7 +37,7 @@ class Findings:
     importances: dict[str, dict[str, float]]
     choices: dict[str, list[Choice]]
     token_shares: list[list[float]]
-    recovery: Recovery | None
+    recovery: RecoveryTable | None
 
     @classmethod
     def gather(cls, outcome: Outcome, measured: Measured) -> Findings:

@@ -11,7 +11,7 @@ import optuna
 
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.results.table import alignment_text, scorer_text
 from ssmprune_search.study.study import Study
@@ -65,7 +65,7 @@ def follow(outcome: Outcome, study: Study) -> list[Moment]:
     numbers = {round(n) for n in np.linspace(1, len(in_order), MOMENTS)}
     moments = []
     for number in sorted(numbers):
-        members = front(in_order[:number], outcome.objectives)
+        members = pareto_front(in_order[:number], outcome.objectives)
         seconds = (ended[in_order[number - 1].trial] - begun).total_seconds()
         moments.append(Moment(number, seconds, outcome.hypervolume(members)))
     return moments

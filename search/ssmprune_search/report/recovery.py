@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Recovery:
+class RecoveryTable:
     """The table of `recovery.csv`.
 
     Attributes:
@@ -20,7 +20,7 @@ class Recovery:
     rows: list[list[str]]
 
 
-def read_recovery(run: Path) -> Recovery | None:
+def read_recovery(run: Path) -> RecoveryTable | None:
     """The table; None for a run that has not fine-tuned its front."""
     path = run / "recovery.csv"
     if not path.is_file():
@@ -28,7 +28,7 @@ def read_recovery(run: Path) -> Recovery | None:
     with path.open(encoding="utf-8", newline="") as file:
         columns, *rows = csv.reader(file)
     names = [column.replace("_", " ") for column in columns]
-    return Recovery(names, [[_cell(value) for value in row] for row in rows])
+    return RecoveryTable(names, [[_cell(value) for value in row] for row in rows])
 
 
 def _cell(value: str) -> str:

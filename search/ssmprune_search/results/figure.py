@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmprune.picture import save
+from ssmprune.pruning.picture import save
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import COSTS, Objective
 

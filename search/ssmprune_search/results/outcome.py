@@ -11,7 +11,7 @@ from ssmprune.errors import RunError
 from ssmprune.files import write_atomically, write_bytes_atomically
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import Objective, score_of
-from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
+from ssmprune_search.candidate.pareto import dense_reference, hypervolume, pareto_front
 from ssmprune_search.results.figure import Picture, draw_figure
 from ssmprune_search.results.table import row, to_csv
 from ssmprune_search.run.directory import RunDirectory
@@ -56,7 +56,7 @@ class Outcome:
             run=run,
             objectives=objectives,
             candidates=candidates,
-            members=front(candidates, objectives),
+            members=pareto_front(candidates, objectives),
             dense=dense,
             dense_holdout=run.dense("holdout") if "holdout" in run.info["dense"] else None,
         )

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ssmprune.data import absolute_name
-from ssmprune.devices import find_device
 from ssmprune.errors import RunError, UsageError
 from ssmprune.extensions import absolute, import_modules
+from ssmprune.machine import find_device
 from ssmprune.policy import Policy
 from ssmprune.ray_session import check_ray, running_ray
 from ssmprune_search.candidate.measurement import Candidate
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.evaluator import Evaluators, ModelEvaluators
 from ssmprune_search.run.begin import begin
 from ssmprune_search.run.directory import RunDirectory
@@ -108,7 +108,7 @@ def search(
             run_dir=run.path,
             trials=asked.trials,
             counts=study.counts(),
-            front=front(study.candidates(), wanted.space.objectives),
+            front=pareto_front(study.candidates(), wanted.space.objectives),
             seconds=time.monotonic() - start,
             interrupted=interrupted,
         )

@@ -9,7 +9,7 @@ from functools import partial
 from ssmprune.errors import RunError
 from ssmprune.policy import Policy
 from ssmprune.tasks import task_of
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.evaluator import Evaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.run.progress import SearchProgress
@@ -19,7 +19,7 @@ from ssmprune_search.run.tensorboard import Board
 from ssmprune_search.run.watch import Watch
 from ssmprune_search.study.study import Study
 from ssmprune_search.workers.cluster import Pool, Workers, measure_remotely
-from ssmprune_search.workers.loop import Job
+from ssmprune_search.workers.loop import SearchJob
 from ssmprune_search.workers.service import StudyService
 
 
@@ -43,7 +43,7 @@ def run_sessions(
     dense = {split: run.dense(split) for split in ("search", "holdout")}
     while service.use(lambda study: _unfinished(study, settings.trials)):
         before = service.use(_done)
-        job = Job(
+        job = SearchJob(
             open_study=service.address.open,
             session=uuid.uuid4().hex,
             trials=settings.trials,
@@ -114,7 +114,7 @@ def _tell_of_chance(run: RunDirectory, say: Callable[[str], None]) -> None:
 
 def _unfinished(study: Study, trials: int) -> bool:
     """Whether candidates are to be evaluated, or members of the front to be measured once more."""
-    members = front(study.candidates(), study.space.objectives)
+    members = pareto_front(study.candidates(), study.space.objectives)
     return study.counts().finished < trials or any(m.holdout is None for m in members)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import Objective, score_of
-from ssmprune_search.candidate.pareto import dense_reference, front, hypervolume
+from ssmprune_search.candidate.pareto import dense_reference, hypervolume, pareto_front
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
 
@@ -62,7 +62,7 @@ class Observer:
         """How the study stands now, with so many workers at work."""
         counts, candidates = study.counts(), study.candidates()
         objectives = study.space.objectives
-        members = front(candidates, objectives)
+        members = pareto_front(candidates, objectives)
         return Status(
             trials=self._trials,
             counts=counts,

@@ -21,7 +21,7 @@ from ssmprune.errors import SpaceError, UsageError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Alignment, Policy, Scorer, Stage
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
 
@@ -100,7 +100,7 @@ def _policies(origin: str | Path) -> list[tuple[str, Policy]]:
     if not path.is_dir():
         return [(path.stem, Policy.load(path))]
     run = RunDirectory.open(path)
-    members = front(run.study().candidates(), run.space.objectives)
+    members = pareto_front(run.study().candidates(), run.space.objectives)
     return [(f"{path.name}@{member.trial}", member.policy) for member in members]
 
 

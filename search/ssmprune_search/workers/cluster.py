@@ -27,7 +27,7 @@ from ssmprune.policy import Policy
 from ssmprune.ray_session import last_line
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.study.records import Owner
-from ssmprune_search.workers.loop import Job, work
+from ssmprune_search.workers.loop import SearchJob, work
 from ssmprune_search.workers.service import StudyClosed
 
 if TYPE_CHECKING:  # brings torch, which an evaluator may do without
@@ -160,7 +160,7 @@ class Workers(threading.Thread):
         fault: Why a worker ended for good before its time, if one did.
     """
 
-    def __init__(self, job: Job, pool: Pool, directory: Path):
+    def __init__(self, job: SearchJob, pool: Pool, directory: Path):
         """Args:
         directory: For what Tune writes; removed at the end.
         """
@@ -195,7 +195,7 @@ class Workers(threading.Thread):
 class _GivesUp(tune.Callback):
     """Leaves the open candidate of a worker that Tune does not restart any more to the others."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: SearchJob):
         self._job = job
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -203,7 +203,7 @@ class _GivesUp(tune.Callback):
             self._job.open_study(Owner(self._job.session, trial.config["worker"], "")).release()
 
 
-def _trainable(job: Job) -> Callable[[dict[str, Any]], None]:
+def _trainable(job: SearchJob) -> Callable[[dict[str, Any]], None]:
     """What Tune runs for each worker."""
 
     def trainable(config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.out_of_memory import Sparing
 from ssmprune_search.study.proposals import Suggestion
 from ssmprune_search.study.records import Owner
@@ -24,7 +24,7 @@ WAIT_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Job:
+class SearchJob:
     """What all workers of a session share.
 
     Attributes:
@@ -50,7 +50,7 @@ class Job:
     imports: tuple[str, ...] = ()
 
 
-def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> None:
+def work(job: SearchJob, worker: int, report: Callable[[dict[str, int]], None]) -> None:
     """Evaluate candidates until there are no more, then this worker's share of the holdout.
 
     What this worker left open when it died before is queued again first.
@@ -71,7 +71,7 @@ def work(job: Job, worker: int, report: Callable[[dict[str, int]], None]) -> Non
     report({"told": told})
 
 
-def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) -> int:
+def _search(job: SearchJob, study: Study, report: Callable[[dict[str, int]], None]) -> int:
     """Ask, evaluate, tell.
 
     Returns:
@@ -88,7 +88,7 @@ def _search(job: Job, study: Study, report: Callable[[dict[str, int]], None]) ->
     return told
 
 
-def _next(study: Study, job: Job) -> Suggestion | None:
+def _next(study: Study, job: SearchJob) -> Suggestion | None:
     """The next candidate; waits for those of others, which come back if their worker dies."""
     ask = partial(study.ask, job.trials, job.early_stopping)
     while (suggestion := ask()) is None:
@@ -98,9 +98,9 @@ def _next(study: Study, job: Job) -> Suggestion | None:
     return suggestion
 
 
-def _measure_holdout(job: Job, study: Study, worker: int) -> None:
+def _measure_holdout(job: SearchJob, study: Study, worker: int) -> None:
     """Measure members of the front once more, on images that no decision saw."""
-    members = front(study.candidates(), study.space.objectives)[worker :: job.workers]
+    members = pareto_front(study.candidates(), study.space.objectives)[worker :: job.workers]
     members = [member for member in members if member.holdout is None]
     if members and study.in_session:
         evaluate = Sparing(job.evaluators, "holdout", job.threads, job.dense["holdout"])

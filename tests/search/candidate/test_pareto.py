@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ssmprune import Policy, SsmpruneError
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key, select
+from ssmprune_search.candidate.pareto import hypervolume, pareto_front, pruning_key, select
 
 DENSE_FLOPS = 1000
 ALL: tuple[str, ...] = ("top1", "flops", "latency_ms")
@@ -116,7 +116,7 @@ def better_and_not_worse(a: Candidate, b: Candidate) -> bool:
 def test_front_has_no_member_that_excludes_another_and_excludes_all_others(
     found: list[Candidate],
 ) -> None:
-    members = front(found, ALL)
+    members = pareto_front(found, ALL)
     assert not any(excludes(a, b) for a, b in itertools.permutations(members, 2))
     for outsider in (c for c in found if c not in members):
         assert any(excludes(member, outsider) for member in members)
@@ -131,13 +131,13 @@ def test_front_is_the_only_set_with_that_property(found: list[Candidate]) -> Non
             stable = not any(excludes(a, b) for a, b in itertools.permutations(chosen, 2))
             if stable and all(any(excludes(a, b) for a in chosen) for b in outside):
                 kernels.append(sorted(chosen, key=lambda c: (c.search.flops, c.trial)))
-    assert kernels == [front(found, ALL)]
+    assert kernels == [pareto_front(found, ALL)]
 
 
 @given(candidates())
 def test_front_of_any_candidates_is_not_empty_and_sorted_by_flops(found: list[Candidate]) -> None:
     for objectives in (ALL, EXACT, ("latency_ms",), ("top1",)):
-        members = front(found, objectives)
+        members = pareto_front(found, objectives)
         assert bool(members) == bool(found)
         assert [c.search.flops for c in members] == sorted(c.search.flops for c in members)
 
@@ -168,7 +168,7 @@ def test_front_without_spread_is_the_plain_pareto_front(found: list[Candidate]) 
             for i, c in enumerate(exact)
             if values[i] not in values[:i] and not any(dominates(v, values[i]) for v in values)
         ]
-        assert set(trials(front(exact, objectives))) == set(trials(expected))
+        assert set(trials(pareto_front(exact, objectives))) == set(trials(expected))
 
 
 @given(on_grid(), st.data())
@@ -177,9 +177,11 @@ def test_front_has_the_same_figures_in_any_order_and_with_any_duplicates(
 ) -> None:
     more = data.draw(st.permutations(found + found[: len(found) // 2]))
     for objectives in SETS:
-        figures = {tuple(loss(c, o) for o in objectives) for c in front(found, objectives)}
-        assert {tuple(loss(c, o) for o in objectives) for c in front(more, objectives)} == figures
-        assert len(front(more, objectives)) == len(figures)
+        figures = {tuple(loss(c, o) for o in objectives) for c in pareto_front(found, objectives)}
+        assert {
+            tuple(loss(c, o) for o in objectives) for c in pareto_front(more, objectives)
+        } == figures
+        assert len(pareto_front(more, objectives)) == len(figures)
 
 
 @given(on_grid(), st.data())
@@ -192,7 +194,7 @@ def test_figure_that_is_no_number_is_refused_wherever_it_stands(
     unmeasured = replace(unmeasured, search=replace(unmeasured.search, **{field: math.nan}))
     found.insert(data.draw(st.integers(0, len(found))), unmeasured)
     with pytest.raises(ValueError, match=f"NaN as {field} of trial 800"):
-        front(found, objectives)
+        pareto_front(found, objectives)
     with pytest.raises(ValueError, match=f"NaN as {field} of trial 800"):
         hypervolume(found, objectives, WORST)
 
@@ -215,7 +217,7 @@ def test_front_keeps_a_fast_candidate_whose_only_rival_is_itself_left_out() -> N
     accurate = candidate(1, 93, 100, ratio=0.9, spread=0.05)
     between = candidate(2, 92, 100, ratio=0.82, spread=0.05)
     fast = candidate(3, 91, 100, ratio=0.74, spread=0.05)
-    assert trials(front([accurate, between, fast], ALL)) == [1, 3]
+    assert trials(pareto_front([accurate, between, fast], ALL)) == [1, 3]
 
 
 def test_front_is_not_filled_by_the_noise_of_latency() -> None:
@@ -224,19 +226,19 @@ def test_front_is_not_filled_by_the_noise_of_latency() -> None:
         candidate(i, 90 + i % 7, 500 + 10 * (i % 5), 0.7 + e, spread=0.04)
         for i, e in enumerate(noise)
     ]
-    assert len(front(found, ALL)) == len(front(found, EXACT))
+    assert len(pareto_front(found, ALL)) == len(pareto_front(found, EXACT))
 
 
 @pytest.mark.parametrize("objectives", [ALL, EXACT])
 def test_front_keeps_the_first_of_equal_candidates(objectives: tuple[str, ...]) -> None:
     twins = [candidate(i, 95, 500, 0.7, 0.01) for i in (5, 3, 4)]
-    assert trials(front(twins, objectives)) == [5]
+    assert trials(pareto_front(twins, objectives)) == [5]
 
 
 def test_front_has_one_candidate_for_one_way_of_pruning() -> None:
     first, second = candidate(1, 95, 500), candidate(2, 96, 600)
-    assert trials(front([first, second], EXACT)) == [1, 2]
-    assert trials(front([first, replace(second, policy=first.policy)], EXACT)) == [1]
+    assert trials(pareto_front([first, second], EXACT)) == [1, 2]
+    assert trials(pareto_front([first, replace(second, policy=first.policy)], EXACT)) == [1]
 
 
 def test_pruning_key_looks_at_counts_scorer_and_alignment_only() -> None:
@@ -272,11 +274,13 @@ def test_pruning_key_of_a_grid_policy_looks_at_the_rows_and_columns_of_each_bloc
 @pytest.mark.parametrize("objectives", [ALL, EXACT])
 def test_front_refuses_a_figure_that_is_no_number(objectives: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="NaN as top1 of trial 7"):
-        front([candidate(7, math.nan, 500)], objectives)
+        pareto_front([candidate(7, math.nan, 500)], objectives)
 
 
 def test_front_without_latency_takes_candidates_without_latency() -> None:
-    assert trials(front([candidate(1, 95, 500, math.nan), candidate(2, 94, 500)], EXACT)) == [1]
+    assert trials(
+        pareto_front([candidate(1, 95, 500, math.nan), candidate(2, 94, 500)], EXACT)
+    ) == [1]
 
 
 def test_hypervolume_of_one_candidate_is_its_box() -> None:
@@ -326,7 +330,7 @@ def test_hypervolume_of_two_objectives_is_the_area_under_the_staircase(
 def test_hypervolume_of_the_front_is_that_of_all_candidates(found: list[Candidate]) -> None:
     reference: dict[str, float] = {"top1": 0, "flops": 1000}
     share = hypervolume(found, EXACT, reference)
-    assert share == pytest.approx(hypervolume(front(found, EXACT), EXACT, reference))
+    assert share == pytest.approx(hypervolume(pareto_front(found, EXACT), EXACT, reference))
     assert 0 <= share <= 1
 
 
@@ -407,9 +411,9 @@ def with_memory(found: Candidate, ratio: float) -> Candidate:
 def test_front_keeps_who_takes_less_memory(objectives: tuple[str, ...]) -> None:
     found = [with_memory(MEMBERS[2], 0.9), with_memory(replace(MEMBERS[2], trial=9), 0.8)]
     found[1] = replace(found[1], policy=policy(40, 20))
-    assert trials(front(found, ("top1", *objectives, "peak_memory_bytes"))) == [9]
+    assert trials(pareto_front(found, ("top1", *objectives, "peak_memory_bytes"))) == [9]
     better = replace(found[0], search=replace(found[0].search, top1=96.0))
-    both = front([better, found[1]], ("top1", *objectives, "peak_memory_bytes"))
+    both = pareto_front([better, found[1]], ("top1", *objectives, "peak_memory_bytes"))
     assert trials(both) == [3, 9]
 
 

@@ -19,7 +19,7 @@ from ssmprune import Policy
 from ssmprune.errors import RunError
 from ssmprune.models.zoo import model_names
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.cli import app
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 from ssmprune_search.report import write_report
@@ -107,7 +107,7 @@ def test_hypervolume_ends_at_that_of_the_front_and_grows_from_the_first_candidat
     assert history[0][0] == 1 and history[-1][0] == len(outcome.candidates)
     assert history[-1][2] == pytest.approx(outcome.hypervolume(), abs=1e-5)
     first = [c for c in outcome.candidates if c.trial <= outcome.candidates[9].trial]
-    volume = outcome.hypervolume(front(first, outcome.objectives))
+    volume = outcome.hypervolume(pareto_front(first, outcome.objectives))
     assert dict((n, v) for n, _, v in history)[10] == pytest.approx(volume, abs=1e-5)
     seconds = [at for _, at, _ in history]
     assert seconds == sorted(seconds)

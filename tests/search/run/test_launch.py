@@ -20,7 +20,7 @@ from ssmprune import Policy
 from ssmprune.errors import RunError, SpaceError, SsmpruneError, UsageError
 from ssmprune.ray_session import running_ray
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.pareto import front, pruning_key
+from ssmprune_search.candidate.pareto import pareto_front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators, best_top1
 from ssmprune_search.run import watch
 from ssmprune_search.run.directory import RunDirectory, candidates
@@ -125,7 +125,7 @@ def test_search_finishes_exactly_what_was_asked_for(finished: SearchResult) -> N
     assert finished.counts.finished == 250
     assert not finished.interrupted and not finished.exhausted
     assert_complete(finished.run_dir, 250)
-    assert finished.front == front(candidates(finished.run_dir), ("top1", "flops"))
+    assert finished.front == pareto_front(candidates(finished.run_dir), ("top1", "flops"))
 
 
 def test_run_directory_holds_its_three_files_and_the_figures_of_dense(

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ssmprune.errors import RunError
-from ssmprune_search.candidate.pareto import front, pruning_key
+from ssmprune_search.candidate.pareto import pareto_front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
 
@@ -161,7 +161,7 @@ def test_killed_search_is_whole_in_the_end(
     assert counts.running == counts.waiting == counts.failed == 0
     exact = SyntheticEvaluator("vim_nano", "search")
     assert all(c.search == exact(c.policy) for c in found)
-    members = front(found, ("top1", "flops"))
+    members = pareto_front(found, ("top1", "flops"))
     assert all(member.holdout for member in members)
     recorded = set(records(run_dir))
     best = {

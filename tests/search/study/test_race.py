@@ -15,7 +15,7 @@ from benchmarks.policy_table import PolicyTable
 from ssmprune import Policy
 from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Candidate
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.study.race import (
     FALSE_STOPS,
@@ -269,7 +269,7 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
         Candidate(r.trial, table.policies[r.trial], "table", replace(r.search, flops=r.cost.flops))
         for r in incumbents
     ]
-    best = {member.trial for member in front(measured, PLAIN)}
+    best = {member.trial for member in pareto_front(measured, PLAIN)}
     rng = np.random.default_rng(0)
     stops = races = 0
     for member in (r for r in incumbents if r.trial in best):

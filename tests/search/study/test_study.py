@@ -16,7 +16,7 @@ import yaml
 from ssmprune import Policy
 from ssmprune.errors import RunError, UsageError
 from ssmprune.policy import Alignment, Stage
-from ssmprune_search.candidate.pareto import front, hypervolume, pruning_key
+from ssmprune_search.candidate.pareto import hypervolume, pareto_front, pruning_key
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator
 from ssmprune_search.run.directory import RunDirectory, candidates
 from ssmprune_search.space.space import SearchSpace
@@ -543,7 +543,7 @@ def test_ehvi_finds_a_better_front_than_random_proposals(make_run: MakeRun) -> N
         assert driver.counts().evaluated == 60
         if sampler == "ehvi":
             assert not driver.counts().duplicate
-        members = front(driver.candidates(), PLAIN)
+        members = pareto_front(driver.candidates(), PLAIN)
         reference = {"top1": 0.0, "flops": float(run.space.dense_flops)}
         found[sampler] = hypervolume(members, PLAIN, reference)
     assert found["ehvi"] > 1.02 * found["random"]

@@ -12,7 +12,7 @@ import pytest
 
 from ssmprune import Policy
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.evaluator import Evaluator
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory, candidates
@@ -20,7 +20,7 @@ from ssmprune_search.study.race import Race
 from ssmprune_search.study.records import Counts
 from ssmprune_search.study.study import Study
 from ssmprune_search.workers import loop as worker
-from ssmprune_search.workers.loop import Job, work
+from ssmprune_search.workers.loop import SearchJob, work
 
 SPACE = """
 schema: ssmprune.space/1
@@ -60,10 +60,10 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def job(run: RunDirectory, evaluate: Evaluator = free) -> Job:
+def job(run: RunDirectory, evaluate: Evaluator = free) -> SearchJob:
     dense = {split: run.dense(split) for split in ("search", "holdout")}
     open_study = run.study
-    return Job(open_study, "s", 12, Evaluators(evaluate), dense, workers=2, threads=1)
+    return SearchJob(open_study, "s", 12, Evaluators(evaluate), dense, workers=2, threads=1)
 
 
 def test_work_ends_when_enough_are_finished(run: RunDirectory) -> None:
@@ -131,10 +131,10 @@ def test_worker_leaves_alone_what_another_one_evaluates(run: RunDirectory) -> No
 
 def test_workers_share_the_front_for_the_holdout(run: RunDirectory) -> None:
     work(job(run), 0, lambda _: None)
-    members = front(candidates(run.path), ("top1", "flops"))
+    members = pareto_front(candidates(run.path), ("top1", "flops"))
     assert [m.holdout is not None for m in members] == [n % 2 == 0 for n in range(len(members))]
     work(job(run), 1, lambda _: None)
-    members = front(candidates(run.path), ("top1", "flops"))
+    members = pareto_front(candidates(run.path), ("top1", "flops"))
     assert all(m.holdout is not None for m in members)
 
 

@@ -43,7 +43,7 @@ from pathlib import Path
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.workers.service import StudyAddress, StudyClosed
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
-from ssmprune_search.workers.loop import Job, work
+from ssmprune_search.workers.loop import SearchJob, work
 from ssmprune import Policy
 
 host, port, key, session, number, trials, folder = sys.argv[1:]
@@ -78,7 +78,7 @@ class Slow(SyntheticEvaluators):
 
 address = StudyAddress(host, int(port), bytes.fromhex(key))
 dense = SyntheticEvaluator("vim_nano", "search")(Policy(model="vim_nano", stages=()))
-job = Job(
+job = SearchJob(
     lambda owner: Marked(address.open(owner)), session, int(trials), Slow("vim_nano"),
     {"search": dense, "holdout": dense}, 4, 1,
 )

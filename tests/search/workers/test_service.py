@@ -18,14 +18,14 @@ from sqlalchemy.exc import OperationalError
 
 from ssmprune import Policy
 from ssmprune.errors import RunError
-from ssmprune_search.candidate.pareto import front
+from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluator, SyntheticEvaluators
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.study import storage
 from ssmprune_search.study.proposals import Proposals, Suggestion
 from ssmprune_search.study.records import Owner
 from ssmprune_search.study.study import Study
-from ssmprune_search.workers.loop import Job, work
+from ssmprune_search.workers.loop import SearchJob, work
 from ssmprune_search.workers.service import StudyClosed, StudyService
 
 SPACE = """
@@ -74,7 +74,7 @@ def test_workers_search_and_measure_the_holdout_over_their_connections(
     run: RunDirectory, service: StudyService
 ) -> None:
     dense = evaluate(Policy(model="vim_nano", stages=()))
-    job = Job(
+    job = SearchJob(
         service.address.open,
         "s",
         40,
@@ -87,7 +87,7 @@ def test_workers_search_and_measure_the_holdout_over_their_connections(
         list(pool.map(lambda number: work(job, number, lambda _: None), range(4)))
     study = run.study()
     assert study.counts().evaluated == 40
-    members = front(study.candidates(), study.space.objectives)
+    members = pareto_front(study.candidates(), study.space.objectives)
     assert sum(m.holdout is not None for m in members) >= len(members) // 4
 
 

@@ -14,8 +14,8 @@ from ssmprune import create_model
 from ssmprune.data.single import open_image, to_pixels
 from ssmprune.errors import DataError, UsageError
 from ssmprune.models.zoo import find_config
-from ssmprune.picture import Row, draw_kept
 from ssmprune.pruning.kept import KeptPatches
+from ssmprune.pruning.picture import Row, draw_kept
 from ssmprune_search.cli.tokens import app
 
 

@@ -1,11 +1,18 @@
-"""How many CPUs this process may use."""
+"""What this machine has: CPUs for a process, devices by name. Needs torch for devices only."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ssmprune.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_count(root: Path = Path("/")) -> int:
@@ -45,3 +52,32 @@ def _quota(group: Path) -> Iterator[float]:
             continue
         if quota not in ("max", "-1"):
             yield int(quota) / int(period)
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: This machine has no such device; the message names those it has.
+    """
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    known = [*there, "cuda"] if len(there) > 1 else there
+    if name not in known:
+        raise UsageError(f"a device must be there, got {name!r}; there is {', '.join(there)}.")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU or the CPU by the name that its maker gave it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmprune.cpus import cpu_count
+from ssmprune.machine import cpu_count
 
 
 @pytest.fixture(autouse=True)
