@@ -102,3 +102,20 @@ def test_a_package_that_cannot_be_written_to_gives_the_same_top1(
     found = output({**environment, "PYTHONPATH": places}, *call)
     assert list(temporary.glob("ssmprune-*/*/*.nbi"))
     assert re.search(r"top-1 +97\.12 %", found)
+
+
+def test_a_cache_with_types_that_an_update_has_moved_is_forgotten(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    pair = "from typing import NamedTuple\n\n\nclass Pair(NamedTuple):\n    x: int\n    y: int\n"
+    (tmp_path / "before.py").write_text(pair)
+    code = MODULE.replace(
+        "def double(x):\n    return 2 * x", "def double(x):\n    return x.x * x.y"
+    )
+    code = code.replace("double(21)", "double(Pair(6, 7))")
+    module = tmp_path / "module.py"
+    for place in ("before", "after"):
+        module.write_text(f"from {place} import Pair{code}")
+        assert output(environment, module).startswith("42 ")
+        (tmp_path / "before.py").rename(tmp_path / "after.py")
+        (tmp_path / "before.py").touch()

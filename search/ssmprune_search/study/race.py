@@ -203,8 +203,9 @@ def paired_test(other: Scores, own: Scores) -> float:
         return sign_test(int((other & ~own).sum()), int((own & ~other).sum()))
     from scipy.stats import ttest_rel
 
-    if np.ptp(np.subtract(other, own)) == 0:  # no spread to judge a difference by
-        return 1.0
+    lead = np.subtract(other, own)
+    if np.ptp(lead) < 1e-9:  # no spread to judge it by
+        return float(0.5 ** len(own)) if lead[0] > 0 else 1.0
     return float(ttest_rel(other, own, alternative="greater").pvalue)
 
 

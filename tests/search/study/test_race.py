@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from benchmarks.policy_table import PolicyTable
 from ssmprune import Policy
@@ -28,9 +29,11 @@ from ssmprune_search.study.race import (
     estimate,
     find_incumbent,
     pack,
+    paired_test,
     sign_test,
     unpack,
 )
+from ssmprune_search.study.records import as_raced
 
 PLAIN: tuple[str, ...] = ("top1", "flops")
 TIMED: tuple[str, ...] = ("top1", "flops", "latency_ms")
@@ -288,3 +291,36 @@ def test_front_of_measured_policies_is_stopped_no_more_often_than_stated() -> No
                     break
     assert races > 1000
     assert stops <= FALSE_STOPS * races
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))
+def test_scores_that_are_numbers_are_kept_as_text(values: list[float]) -> None:
+    kept = unpack(pack(np.array(values)))
+    assert kept.dtype == np.float32 and kept.tolist() == values
+
+
+def test_scores_that_are_numbers_are_paired_by_students_test() -> None:
+    rng = np.random.default_rng(0)
+    own = rng.random(60)
+    better = own + 0.1 * rng.random(60)
+    assert paired_test(better, own) < 1e-6
+    assert paired_test(own, better) > 1 - 1e-6
+    assert paired_test(own, own) == 1
+    assert paired_test(own + 0.5, own) == pytest.approx(0.5**60)  # no spread: the sign test's
+    differences = better - own
+    t = differences.mean() / (differences.std(ddof=1) / 60**0.5)
+    assert paired_test(better, own) == pytest.approx(float(stats.t.sf(t, 59)))
+
+
+def test_candidate_with_numbers_as_scores_stops_and_what_is_told_is_its_estimate() -> None:
+    theirs = np.full(64, 0.9) + 0.05 * np.random.default_rng(0).random(64)
+    race = Race(replace(incumbent(np.ones(64, bool)), scores=theirs))
+    assert race.show(theirs[:16] - 0.5 + 0.01 * np.random.default_rng(1).random(16))
+    assert race.is_lost
+    assert race.told(FIGURES, [race.incumbent]).top1 < 60
+
+
+def test_metric_without_a_score_per_image_keeps_nothing_to_race_by() -> None:
+    race = Race()
+    assert not race.show(np.zeros((8, 3, 3)))
+    assert as_raced(race) == {}
