@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outage-seconds", type=float, default=1.0, help="of each outage")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the slow ones begin first, so that no long one is left for the end of a run."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 class Golden(NamedTuple):
     """One file of reference numbers: settings and arrays by name."""
 
