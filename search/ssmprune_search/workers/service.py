@@ -70,6 +70,7 @@ class RemoteStudy:
 
     def __init__(self, address: StudyAddress, owner: Owner):
         self._connection = Client((address.host, address.port), authkey=address.key)
+        _send_at_once(self._connection)
         self._connection.send(owner)
 
     def __getattr__(self, name: str) -> Any:
@@ -288,6 +289,12 @@ def _set_patience(connection: Connection, seconds: float) -> None:
         if hasattr(socket, "TCP_KEEPIDLE"):  # not on macOS, which asks after two hours
             for option, value in _KEEP_ALIVE.items():
                 same.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _send_at_once(connection: Connection) -> None:
+    """Hold no message back: what follows one without an answer would wait for 40 ms."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _get(study: Study, name: str, arguments: tuple[Any, ...]) -> Any:

@@ -216,6 +216,21 @@ def test_properties_and_faults_come_over_the_connection(
     assert study.counts().evaluated == 0
 
 
+def test_message_after_one_without_an_answer_is_not_held_back(
+    service: StudyService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def remember(*arguments: Any, **settings: Any) -> Any:
+        opened.append(Client(*arguments, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr("ssmprune_search.workers.service.Client", remember)
+    worker(service, 0)
+    with socket.socket(fileno=os.dup(opened[0].fileno())) as same:
+        assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_stranger_is_refused_and_the_others_are_served(service: StudyService) -> None:
     address = service.address
     with pytest.raises((AuthenticationError, EOFError, ConnectionError)):
