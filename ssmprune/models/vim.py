@@ -217,7 +217,7 @@ class Vim(Backbone):
         return entering
 
     def forward_from(self, entering: Tensor, first: int) -> Tensor:
-        return self.forward_head(self._encode(entering, first, restore=False))
+        return self.forward_head(self._encode(entering, first, restore=self.restores))
 
     def _encode(self, entering: Tensor, first: int, restore: bool) -> TokenStream:
         """Run the blocks from `first` on, which tokens of shape (B, L, D) enter."""

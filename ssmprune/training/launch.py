@@ -194,7 +194,7 @@ def _check(job: TrainJob, place: _Place, faults: Faults) -> _Run:
     data: TrainingData | None = None
     with faults.gathered():
         data = TrainingData.open(job)
-        job = replace(job, num_classes=_classes(job, data, job.num_classes))
+        job = replace(job, num_classes=_classes(job, data))
     network: Backbone | None = None
     with faults.gathered():
         network = _check_model(job, place.workers, place.device)
@@ -291,9 +291,9 @@ def _check_model(job: TrainJob, workers: int, device: torch.device) -> Backbone:
     return network
 
 
-def _classes(job: TrainJob, data: TrainingData, wanted: int | None) -> int:
+def _classes(job: TrainJob, data: TrainingData) -> int:
     """Size of the classifier: what was asked for, or as many as the data have classes."""
-    classes = len(data.stream.classes)
+    classes, wanted = len(data.stream.classes), job.num_classes
     if wanted is not None and wanted < classes:
         raise UsageError(
             f"--num-classes must be at least the classes of the data, got {wanted}, but {job.data} "

@@ -34,7 +34,8 @@ class Cost:
         No more FLOPs; where an objective goes by tokens, as latency does, also no more of them in
         any block.
         """
-        pairs = zip(self.tokens, other.tokens, strict=True)
-        if any(OBJECTIVES[name].by_tokens for name in objectives) and any(a > b for a, b in pairs):
+        if self.flops > other.flops:
             return False
-        return self.flops <= other.flops
+        pairs = zip(self.tokens, other.tokens, strict=True)
+        by_tokens = any(OBJECTIVES[name].by_tokens for name in objectives)
+        return not by_tokens or all(mine <= theirs for mine, theirs in pairs)

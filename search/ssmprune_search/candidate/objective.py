@@ -6,7 +6,7 @@ A new objective is an entry of `OBJECTIVES`, figures in `Measurement`, and whoev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -174,6 +174,11 @@ SCORES = [objective for objective in OBJECTIVES.values() if objective.maximise]
 COSTS = [objective for objective in OBJECTIVES.values() if not objective.maximise]
 MEASURED_COSTS = [cost for cost in COSTS if cost is not FLOPS]
 """Costs that are only known once they were measured."""
+
+
+def has_score(objectives: Sequence[str]) -> bool:
+    """Whether how well a model does its task is among the objectives."""
+    return any(OBJECTIVES[name].maximise for name in objectives)
 
 
 def score_of(config: ModelConfig) -> Objective:

@@ -48,6 +48,8 @@ from ssmprune_search.space.schedules import Schedule, uniform_schedule
 
 SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
 
+_BOUNDED = list(Limits.model_fields)
+
 MOST_OBJECTIVES = 3
 """With more, nearly every candidate is on the front."""
 
@@ -100,7 +102,7 @@ class SearchSpace(FilePart):
     ] = _choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
     limits: Limits = Field(
         default=Limits(),
-        description="bounds of flops_ratio, top1, latency_ratio and memory_ratio",
+        description=f"bounds of {', '.join(_BOUNDED[:-1])} and {_BOUNDED[-1]}",
     )
     schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
         default=(), description="a list of known schedules to try first"

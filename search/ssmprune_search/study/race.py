@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from ssmprune_search.candidate.cost import Cost
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.objective import MEASURED_COSTS, OBJECTIVES
+from ssmprune_search.candidate.objective import MEASURED_COSTS, has_score
 
 FALSE_STOPS = 0.05
 """Highest chance that a candidate stops although it equals its incumbent on all images."""
@@ -84,7 +84,7 @@ def find_incumbent(
 
     Of equals it is the cheaper one. None where all cost more, and where no score is an objective.
     """
-    if not any(OBJECTIVES[name].maximise for name in objectives):
+    if not has_score(objectives):
         return None
     return max(
         (one for one in incumbents if one.cost.is_within(cost, objectives)),

@@ -15,7 +15,7 @@ import numpy as np
 
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.encoding import Encoding, encoding_key
-from ssmprune_search.candidate.objective import OBJECTIVES
+from ssmprune_search.candidate.objective import has_score
 from ssmprune_search.space.space import SearchSpace
 from ssmprune_search.study.acquisition import Acquisition, Seen
 from ssmprune_search.study.race import Incumbent, Race, find_incumbent
@@ -94,8 +94,7 @@ class Screening:
     def has_learnt(self) -> bool:
         """Whether enough candidates are evaluated to learn from."""
         evaluated = self._trials.records.evaluated
-        is_scored = any(OBJECTIVES[name].maximise for name in self._space.objectives)
-        return is_scored and len(evaluated) >= LEARNT
+        return has_score(self._space.objectives) and len(evaluated) >= LEARNT
 
     def improvements(self, encodings: Sequence[Encoding]) -> Array:
         """The hypervolume that candidates are expected to add, (candidates,); once `has_learnt`."""

@@ -225,10 +225,12 @@ class Study:
         """The evaluated candidates that keep to the space's limits, in order of their trials."""
         holdout, evaluated = self._trials.holdout(), self._trials.read().evaluated
         found = [evaluated[number] for number in sorted(evaluated)]
+        admitted = [r.candidate for r in found if self.space.admits(r.measurement)]
         return [
-            replace(record.candidate, holdout=holdout.get(record.number))
-            for record in found
-            if self.space.admits(record.measurement)
+            replace(candidate, holdout=holdout[candidate.trial])
+            if candidate.trial in holdout
+            else candidate
+            for candidate in admitted
         ]
 
     def trials(self) -> list[FrozenTrial]:
