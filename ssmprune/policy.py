@@ -3,32 +3,35 @@
 For hierarchical models, which need whole grids between their blocks: which blocks scan a share of
 the grid only.
 
-The file format is `ssmprune.policy/1`; `Policy.load` reads it, `Policy.save` writes it. What its
-stages do is said by its reduction, see `ssmprune.pruning.reduction`.
+The file format is `ssmprune.policy/1`, and `ssmprune.policy/2` of those that merge tokens;
+`Policy.load` reads it, `Policy.save` writes it. What its stages do is said by its reduction, see
+`ssmprune.pruning.reduction`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.extensions import recorded
-from ssmprune.faults import Fault
+from ssmprune.faults import Fault, Location
 from ssmprune.files import write_atomically
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
 from ssmprune.pruning.reduction import Reduction
 from ssmprune.pruning.reductions import DEFAULT, REDUCTIONS, SUMMARIES, ReductionName
-from ssmprune.stage import Alignment, ModelName, Scorer, Stage
+from ssmprune.stage import Alignment, Merge, ModelName, Scorer, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse, to_yaml
 
-__all__ = ["Alignment", "Policy", "Scorer", "Stage", "load_for", "shipped_policies"]
+__all__ = ["Alignment", "Merge", "Policy", "Scorer", "Stage", "load_for", "shipped_policies"]
 
-SCHEMA: Literal["ssmprune.policy/1"] = "ssmprune.policy/1"
+Schema = Literal["ssmprune.policy/1", "ssmprune.policy/2"]
+SCHEMAS: tuple[Schema, Schema] = get_args(Schema)
+"""The second knows merging."""
 
 _SHIPPED = Path(__file__).parent / "policies"
 
@@ -36,8 +39,10 @@ _SHIPPED = Path(__file__).parent / "policies"
 class Policy(FilePart):
     """A complete pruning decision for one model."""
 
-    schema_: Literal["ssmprune.policy/1"] = Field(
-        default=SCHEMA, alias="schema", description=f"write {SCHEMA}"
+    schema_: Schema = Field(
+        default=SCHEMAS[0],
+        alias="schema",
+        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a policy that merges tokens",
     )
     model: ModelName = Field(
         description="the name of a model of `ssmprune models`",
@@ -48,8 +53,9 @@ class Policy(FilePart):
         strict=False, description="a list of stages, such as - {layer: 4, keep_ratio: 0.8}"
     )
     scorer: Scorer = Field(default=Scorer(), description="the scorer of every stage")
+    merge: Merge = Field(default=Merge(), description="how the stages that merge do it")
     alignment: Alignment = Field(
-        default=Alignment(), description="alignment across the gaps of pruned tokens"
+        default=Alignment(), description="alignment across the gaps of tokens that have left"
     )
     measured: dict[str, Any] | None = Field(default=None, description="written by export")
     provenance: dict[str, Any] | None = Field(default=None, description="written by export")
@@ -62,6 +68,17 @@ class Policy(FilePart):
         if faults:
             raise ValueError("; ".join(map(str, faults)))
         return self
+
+    @model_validator(mode="after")
+    def _oldest_schema(self) -> Policy:
+        """A policy says the oldest schema that has all of it, so that what is equal is equal."""
+        object.__setattr__(self, "schema_", SCHEMAS[self.merges])
+        return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether a stage merges tokens."""
+        return any(stage.reduce == "merge" for stage in self.stages)
 
     def faults(self, config: ModelConfig) -> list[Fault]:
         """What keeps the policy from serving the model."""
@@ -124,7 +141,13 @@ class Policy(FilePart):
     def to_yaml(self) -> str:
         """The policy as a file of the format, with defaults written out."""
         idle = set() if self.reducer.scores else {"scorer", "alignment"}
+        idle |= set() if self.merges else {"merge"}
         data = self.model_dump(by_alias=True, exclude_none=True, exclude=idle, mode="json")
+        if not self.merges:
+            data.get("alignment", {}).pop("sizes", None)
+        for stage in data["stages"]:
+            if stage["reduce"] == "drop":
+                del stage["reduce"]
         for part in (data, *data["stages"]):
             if "scorer" in part and part["scorer"]["name"] != "random":
                 del part["scorer"]["seed"]
@@ -147,6 +170,32 @@ def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
     reduction = REDUCTIONS.get(name) if isinstance(name, str) else None
     if reduction is not None:
         yield from reduction.faults(data, stages, config)
+    yield from _schema_faults(data, stages)
+
+
+def _schema_faults(data: Mapping[str, Any], stages: Sequence[Any]) -> Iterator[Fault]:
+    """What a file says that its schema does not know."""
+    if data.get("schema") != SCHEMAS[0]:
+        return
+    alignment = data.get("alignment")
+    alignment = alignment if isinstance(alignment, Mapping) else {}
+    newer: list[tuple[Location, Any]] = [(("merge",), data.get("merge"))]
+    newer += [(("alignment", "sizes"), alignment.get("sizes"))]
+    if alignment.get("conv") == "runs":
+        newer.append((("alignment", "conv"), "runs"))
+    for index, stage in enumerate(stages):
+        for key in ("reduce", "match") if isinstance(stage, Mapping) else ():
+            newer.append((("stages", index, key), stage.get(key)))
+    for location, value in newer:
+        if value is not None:
+            key = [part for part in location if isinstance(part, str)][-1]
+            yield Fault(
+                f"{key} must stand in a policy of {SCHEMAS[1]}, got {value!r} in one of "
+                f"{SCHEMAS[0]}",
+                f"write `schema: {SCHEMAS[1]}`",
+                location,
+            )
+            return
 
 
 def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
@@ -17,6 +17,8 @@ from ssmprune.faults import Fault, listed
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs
 from ssmprune.pruning.alignment import decays
+from ssmprune.pruning.matching import MATCHES
+from ssmprune.pruning.metrics import METRICS
 from ssmprune.pruning.scorers import scorers
 from ssmprune.registry import Registry
 from ssmprune.yamlfile import FilePart, YamlFile
@@ -41,6 +43,16 @@ DecayName = Annotated[
     Field(json_schema_extra=lambda schema: schema.update(enum=[*decays.filed()])),
 ]
 ModelName = Annotated[str, _known(configs)]
+
+if TYPE_CHECKING:
+    MatchName = str
+    MetricName = str
+else:
+    MatchName = Literal[tuple(MATCHES)]
+    MetricName = Literal[tuple(METRICS)]
+
+SizesName = Literal["own", "scaled", "exact"]
+ConvName = Literal["compact", "position", "runs"]
 
 
 class Scorer(FilePart):
@@ -79,6 +91,16 @@ class Stage(FilePart):
     keep_count: int | None = Field(
         default=None, ge=1, description="the exact number of patch tokens that stay, 1 or more"
     )
+    reduce: Literal["drop", "merge"] = Field(
+        default="drop",
+        description="drop: the tokens leave for good; merge: they join others that are like them",
+    )
+    match: MatchName | None = Field(
+        default=None,
+        description="with `reduce: merge`, who joins whom; "
+        + "; ".join(f"{name}: {match.summary}" for name, match in MATCHES.items())
+        + f"; without it, {next(iter(MATCHES))}",
+    )
     scorer: Scorer | None = Field(
         default=None, description="the scorer of this stage; without it, the policy's"
     )
@@ -110,8 +132,39 @@ def _share(ratio: float, count: int) -> int:
     return math.ceil(Fraction(repr(float(ratio))) * count)
 
 
+class Merge(FilePart):
+    """How the stages with `reduce: merge` compare tokens and join them."""
+
+    metric: MetricName = Field(
+        default=next(iter(METRICS)),
+        description="what tokens are compared by; "
+        + "; ".join(f"{name}: {metric.summary}" for name, metric in METRICS.items()),
+    )
+    weight: Literal["size", "equal"] = Field(
+        default="size",
+        description="of a token in the mean; size: the patches that it stands for; equal: 1",
+    )
+    protect: int = Field(
+        default=0,
+        ge=0,
+        description="places on either side of the class token where no token is merged",
+    )
+    untouched: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="with `match: score`, share of the tokens that stay, those of the highest "
+        "scores, that none joins, in [0, 1)",
+    )
+    fate: Literal["merge", "half"] = Field(
+        default="merge",
+        description="with `match: score`, of the tokens that leave; merge: all join others; "
+        "half: the half that is least like others leaves for good",
+    )
+
+
 class Alignment(FilePart):
-    """How the scan and the convolution treat the places of pruned tokens."""
+    """How the scan and the convolution treat the places of tokens that have left."""
 
     decay: DecayName = Field(
         default="none", description="the state's decay over a gap: none, zero_input or neighbor"
@@ -119,9 +172,15 @@ class Alignment(FilePart):
     strength: float = Field(
         default=1.0, ge=0, le=1, description="share of the gap's decay, in [0, 1]"
     )
-    conv: Literal["compact", "position"] = Field(
+    conv: ConvName = Field(
         default="compact",
-        description="what the convolution reads: compact neighbours, or true positions",
+        description="what the convolution reads: compact neighbours, true positions, or runs, "
+        "where a merged token is read once for each patch that it stands for",
+    )
+    sizes: SizesName = Field(
+        default="own",
+        description="the scan's step of a merged token: own, as if it stood for one; scaled, by "
+        "the patches that it stands for; exact, as so many of it in a row",
     )
 
 
@@ -140,6 +199,7 @@ def conv_fault(conv: str, config: ModelConfig) -> Fault | None:
     if conv != "compact" or not config.convolves_grid:
         return None
     return Fault(
-        f"conv must be position on {config.name}, whose convolution reads the grid, got {conv!r}",
+        f"conv must be position or runs on {config.name}, whose convolution reads the grid, "
+        f"got {conv!r}",
         "set alignment.conv to position",
     )

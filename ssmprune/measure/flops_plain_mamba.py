@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.plain_mamba_config import PlainMambaConfig
+from ssmprune.pruning.alignment import aligned_rows, decays_gaps
+from ssmprune.pruning.block import BlockShape, tracked
 from ssmprune.pruning.scorers import sort_flops
 
 if TYPE_CHECKING:  # steps need the models by name
     from ssmprune.pruning.reduction import TokenStep
+    from ssmprune.stage import Alignment
 
 _DIRECTIONS, _WALKS = 4, 2
 _STEM_WIDTH = 64
@@ -44,7 +47,8 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, TokenStep]) -> Iterator[F
     """Every operator of the model, block by block."""
     D, E, N, R = config.embed_dim, config.inner_dim, config.d_state, config.dt_rank
     L = HW = config.num_patches
-    pruned = False
+    tracks = tracked(steps, lambda layer, step: True)  # the head weighs merged tokens
+    pruned = merged = reads_runs = False
     for operator, flops in _patch_embed(config):
         yield FlopRow("patch_embed", operator, flops, flops)
     for layer in range(config.depth):
@@ -64,22 +68,29 @@ def rows(config: PlainMambaConfig, steps: Mapping[int, TokenStep]) -> Iterator[F
             yield FlopRow(part, "sort", _WALKS * sort_flops(L), 0)
             yield FlopRow(part, "gather", _WALKS * 3 * L, 0)
             yield FlopRow(part, "scatter", _WALKS * L, 0)
+            if merged:
+                yield from _merged_walks(part, step_before.alignment, L, HW)
         walked = 2 * _WALKS * L * E + _DIRECTIONS * L * N + L * (E + 2 * N)
         yield FlopRow(part, "gather", walked, 0)
         if pruned:
-            yield from _grid(part, L * E)
+            yield from _grid(part, L, HW, E, reads_runs)
         if step is not None:
             placed = layer + 1 < config.depth or layer in config.dw_layers  # somebody asks where
-            yield from step.rows(part, L, E, _DIRECTIONS, moved=E + D + placed)
-            pruned = True
-        yield FlopRow(part, "out_proj", M * E * D, L * E * D)
+            shape = BlockShape(L, D, E, N, _DIRECTIONS, HW, 0, placed, merged, tracks[layer])
+            yield from step.rows(part, shape)
+            pruned, merged = True, merged or step.merges
+            reads_runs = merged and step.alignment.conv == "runs"
+        projected = L if step is None else step.projected(L)
+        yield FlopRow(part, "out_proj", projected * E * D, L * E * D)
         L = M
         if layer in config.dw_layers:
             for operator, flops in (("conv", HW * D * 9), ("norm", _BATCH_NORM_FLOPS * HW * D)):
                 yield FlopRow(part, operator, flops, flops)
             if pruned:
-                yield from _grid(part, L * D)
+                yield from _grid(part, L, HW, D, reads_runs)
     yield FlopRow("ln1", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
+    if merged:
+        yield FlopRow("head", "score", L * HW + L, 0)
     yield FlopRow("head", "pool", L * D, L * D)
     yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
 
@@ -93,10 +104,22 @@ def _patch_embed(config: PlainMambaConfig) -> Iterator[tuple[str, int]]:
     yield "norm", (1 + config.num_convs) * _BATCH_NORM_FLOPS * pixels * _STEM_WIDTH
 
 
-def _grid(part: str, elements: int) -> Iterator[FlopRow]:
+def _merged_walks(part: str, settings: Alignment, L: int, places: int) -> Iterator[FlopRow]:
+    """What each walk asks about tokens of which some were merged."""
+    if settings.sizes == "own" and not decays_gaps(settings):
+        return
+    yield FlopRow(part, "gather", _WALKS * 2 * places, 0)
+    for row in aligned_rows(part, settings, L, places, settings.sizes != "own"):
+        yield row._replace(flops=_WALKS * row.flops)
+
+
+def _grid(part: str, L: int, places: int, width: int, reads_runs: bool) -> Iterator[FlopRow]:
     """Tokens that are laid out on the grid and collected from it."""
-    yield FlopRow(part, "scatter", elements, 0)
-    yield FlopRow(part, "gather", elements, 0)
+    if reads_runs:
+        yield FlopRow(part, "gather", places * width, 0)
+    else:
+        yield FlopRow(part, "scatter", L * width, 0)
+    yield FlopRow(part, "gather", L * width, 0)
 
 
 def paper_flops(config: PlainMambaConfig, operator: str, flops: int, in_proj: int) -> int:

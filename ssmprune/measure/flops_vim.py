@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.vim_config import VimConfig
+from ssmprune.pruning.alignment import aligned_rows, decays_gaps
+from ssmprune.pruning.block import BlockShape, tracked
 
 if TYPE_CHECKING:  # steps need the models by name
     from ssmprune.pruning.reduction import TokenStep
@@ -40,6 +42,13 @@ def rows(config: VimConfig, steps: Mapping[int, TokenStep]) -> Iterator[FlopRow]
     window = config.channels * config.window_size**2
     patch_embed = config.num_patches * window * D
     yield FlopRow("patch_embed", "patch_embed", patch_embed, patch_embed)
+    tracks = tracked(
+        steps,
+        lambda layer, step: (
+            layer + 1 < config.depth and (_asks_sizes(step) or decays_gaps(step.alignment))
+        ),
+    )
+    merged = False
     for layer in range(config.depth):
         step = steps.get(layer)
         M = L if step is None else step.keep_count
@@ -54,13 +63,24 @@ def rows(config: VimConfig, steps: Mapping[int, TokenStep]) -> Iterator[FlopRow]
         ):
             yield FlopRow(part, operator, _DIRECTIONS * once, once)
         if step is not None:
-            yield from step.rows(part, L, E, _DIRECTIONS, moved=E + D + 1)
-        yield FlopRow(part, "out_proj", M * E * D, L * E * D)
+            tokens = config.num_tokens
+            shape = BlockShape(L, D, E, N, _DIRECTIONS, tokens, P, True, merged, tracks[layer])
+            yield from step.rows(part, shape)
+            merged = merged or step.merges
+            if merged and layer + 1 < config.depth:
+                yield from aligned_rows(part, step.alignment, M, tokens, _asks_sizes(step))
+        projected = L if step is None else step.projected(L)
+        yield FlopRow(part, "out_proj", projected * E * D, L * E * D)
         L = M
     yield FlopRow("norm_f", "norm", NORM_FLOPS * L * D, NORM_FLOPS * L * D)
     if steps:
         yield FlopRow("head", "gather", P * L + P * D, 0)
     yield FlopRow("head", "head", D * config.num_classes, D * config.num_classes)
+
+
+def _asks_sizes(step: TokenStep) -> bool:
+    """Whether the blocks behind a step ask how many positions a merged token stands for."""
+    return step.alignment.sizes != "own" or step.alignment.conv == "runs"
 
 
 def paper_flops(config: VimConfig, operator: str, flops: int, in_proj: int) -> int:

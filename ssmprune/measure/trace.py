@@ -36,18 +36,24 @@ _FREE = (
     "div",
     "exp",
     "gelu",
+    "le",
     "lift_fresh",
     "log",
     "log1p",
+    "lt",
     "mul",
+    "ne",
     "neg",
     "pad",
     "rand",
+    "reciprocal",
+    "rsub",
     "silu",
     "softplus",
     "sqrt",
     "square",
     "sub",
+    "where",
 )
 
 # What the publications do not charge, in every family, by fvcore's operator.
@@ -64,7 +70,11 @@ _UNCHARGED = {
     "sort": "sort",
     "gather": "gather",
     "argmax": "gather",
+    "cumsum": "score",
 }
+
+# What they charge in every family, of the operators that no module's name stands for.
+_CHARGED = {"matmul": "match"}
 
 
 def trace_flops(model: Backbone) -> FlopCount:
@@ -121,7 +131,9 @@ def _rows(counts: dict[str, dict[str, int]], config: ModelConfig) -> Iterator[Fl
             if not flops:
                 continue
             name = family.NAMES.get((_last_name(path), operator))
-            if name is None:
+            if name is None and operator in _CHARGED:
+                yield FlopRow(part, _CHARGED[operator], flops, flops)
+            elif name is None:
                 yield FlopRow(part, _UNCHARGED[operator], flops, 0)
             else:
                 paper = family.paper_flops(config, name, flops, in_proj)
@@ -154,6 +166,7 @@ def _handles() -> dict[str, Handle]:
         "aten::mean": lambda i, o: prod(shape(i[0])),
         "aten::amax": lambda i, o: prod(shape(i[0])),
         "aten::amin": lambda i, o: prod(shape(i[0])),
+        "aten::cumsum": lambda i, o: prod(shape(i[0])),
         "aten::argmax": lambda i, o: prod(shape(i[0])),
         "aten::sort": lambda i, o: sort_flops(shape(i[0])[1]),
         "aten::embedding": lambda i, o: prod(shape(o[0])),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.apply import PruningPlan
+from ssmprune.pruning.block import BlockOutput
 from ssmprune.pruning.reduction import TokenStep
-from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend
 from ssmprune.tokens import TokenStream
 
@@ -49,35 +49,25 @@ class Backbone(nn.Module, ABC):
 
         Args:
             images: Batch of shape (B, channels, height, width).
-            restore: Put every pruned token back, with the value of the residual stream that it
-                entered its last block with.
+            restore: Put every token that has left back, with the value of the residual stream that
+                it entered its last block with, or with that of the token that it has joined.
         """
 
     def reduces_after(self, layer: int) -> bool:
         """Whether tokens leave after a block."""
         return self.plan is not None and layer in self.plan.steps
 
-    def reduce(
-        self,
-        layer: int,
-        stream: TokenStream,
-        update: Tensor,
-        y: Tensor,
-        steps: tuple[tuple[Tensor, Tensor], ...],
-    ) -> tuple[TokenStream, Tensor]:
-        """The tokens that stay after block `layer`, and what it adds to them, (B, M, E).
+    def reduce(self, stream: TokenStream, block: BlockOutput) -> TokenStream:
+        """The tokens that a stage leaves, with what its block adds to them.
 
         Args:
             stream: The tokens that entered the block, (B, L, D).
-            update: What it adds, before its output projection, (B, L, E).
-            y: Its SSM output before the gate, (B, L, E).
-            steps: Its raw steps and their biases, as `Features` has them.
+            block: What it computed for them.
         """
         assert self.plan is not None
-        step = self.plan.steps[layer]
+        step = self.plan.steps[block.features.layer]
         assert isinstance(step, TokenStep)
-        features = Features(y, steps, stream.positions, stream.prefix_mask(), layer)
-        return step.reduce(stream, update, features)
+        return step.reduce(stream, block)
 
     @abstractmethod
     def forward_head(self, stream: TokenStream) -> Tensor:

@@ -36,9 +36,11 @@ from ssmprune.models.backbone import Backbone
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, resize_grid
 from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from ssmprune.policy import Alignment
-from ssmprune.pruning.alignment import AlignedTokens
+from ssmprune.pruning.alignment import AlignedTokens, decays_gaps, scan_steps
+from ssmprune.pruning.block import BlockOutput
+from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend, selective_scan
-from ssmprune.tokens import TokenStream, put, take
+from ssmprune.tokens import TokenStream, moved, put, take
 
 Indices = NDArray[np.int64]
 
@@ -63,15 +65,20 @@ class Walk:
     moves: tuple[Tensor, Tensor]
     aligned: AlignedTokens | None = None
 
-    def left(self, positions_BM: Tensor, alignment: Alignment) -> Walk:
+    def left(self, positions_BM: Tensor, members_BL: Tensor | None, alignment: Alignment) -> Walk:
         """This walk over a whole grid, for the tokens that are left of it."""
         steps_BM, order_BM = _at(self.place, positions_BM).sort(dim=1)
         count_BM = torch.arange(order_BM.shape[1], device=order_BM.device).expand(order_BM.shape)
+        place_BM = torch.zeros_like(order_BM).scatter(1, order_BM, count_BM)
+        asks = alignment.sizes != "own" or decays_gaps(alignment)
+        along = None
+        if asks and members_BL is not None:
+            along = moved(members_BL.index_select(1, self.order), place_BM)
         return Walk(
             order=order_BM,
-            place=torch.zeros_like(order_BM).scatter(1, order_BM, count_BM),
+            place=place_BM,
             moves=(_at(self.moves[0], steps_BM), _at(self.moves[1], steps_BM)),
-            aligned=AlignedTokens.of(alignment, steps_BM, len(self.order)),
+            aligned=AlignedTokens.of(alignment, steps_BM, len(self.order), along),
         )
 
 
@@ -108,12 +115,15 @@ class GridTokens:
         grid: H and W.
         device: Where the tokens are.
         positions: Raster positions of the tokens, (B, L); None where none was pruned.
-        alignment: How the scans cross the gaps that pruned tokens leave.
+        members: The token that each position is in, (B, H W), -1 where it has left; None where no
+            token was merged.
+        alignment: How the scans and the convolution treat the places of those that have left.
     """
 
     grid: tuple[int, int]
     device: torch.device
     positions: Tensor | None = None
+    members: Tensor | None = None
     alignment: Alignment | None = None
 
     @functools.cached_property
@@ -130,15 +140,25 @@ class GridTokens:
         walk = Walk(visited, place, (moves[0], moves[1]))
         if self.positions is None or self.alignment is None:
             return walk
-        return walk.left(self.positions, self.alignment)
+        return walk.left(self.positions, self.members, self.alignment)
 
     def lay_out(self, values_BLE: Tensor) -> Tensor:
-        """The tokens on their grid, zero where one was pruned, of shape (B, E, H, W)."""
+        """The tokens on their grid, zero where one was pruned, of shape (B, E, H, W).
+
+        With `conv: runs` a merged token stands at the place of each of its members.
+        """
         batch, _, width = values_BLE.shape
-        if self.positions is not None:
+        if self._reads_runs and self.members is not None:
+            values_BLE = take(values_BLE, self.members.clamp(min=0))
+            values_BLE = values_BLE.masked_fill(self.members[..., None] < 0, 0)
+        elif self.positions is not None:
             empty = values_BLE.new_zeros(batch, math.prod(self.grid), width)
             values_BLE = put(values_BLE, self.positions, empty)
         return values_BLE.reshape(batch, *self.grid, width).permute(0, 3, 1, 2)
+
+    @property
+    def _reads_runs(self) -> bool:
+        return self.alignment is not None and self.alignment.conv == "runs"
 
     def collect(self, grid_BEHW: Tensor) -> Tensor:
         """The values at the tokens that are left, of shape (B, L, E)."""
@@ -246,13 +266,11 @@ class Mixer(nn.Module):
         gaps = None if walk.aligned is None else walk.aligned.gaps(2 * bias, reverse)
         return selective_scan(
             u,
-            inputs.delta,
-            -self.A_log.exp(),
-            inputs.B + F.embedding(walk.moves[reverse], self.direction_Bs),
-            inputs.C,
-            self.D,
-            delta_bias=bias,
-            delta_softplus=True,
+            A=-self.A_log.exp(),
+            B=inputs.B + F.embedding(walk.moves[reverse], self.direction_Bs),
+            C=inputs.C,
+            D=self.D,
+            **scan_steps(walk.aligned, inputs.delta, bias)._asdict(),
             gaps=gaps,
             reverse=reverse,
             backend=self.backend,
@@ -284,13 +302,16 @@ class Layer(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over the tokens and classifier."""
+    """Mean over the patches and classifier."""
 
     def __init__(self, config: PlainMambaConfig):
         super().__init__()
         self.fc = classifier(config.embed_dim, config.num_classes)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, sizes: Tensor | None) -> Tensor:
+        """Logits from tokens, (B, L, D), that stand for so many patches, (B, L); None: for one."""
+        if sizes is not None:
+            hidden = hidden * (sizes * (sizes.shape[1] / sizes.sum(1, keepdim=True)))[..., None]
         logits: Tensor = self.fc(hidden.mean(1))
         return logits
 
@@ -341,19 +362,26 @@ class PlainMamba(Backbone):
         tokens = GridTokens(grid, hidden.device)
         for index, layer in enumerate(cast(Iterable[Layer], self.layers)):
             mixed: MixerOutput = layer.mamba(layer.norm(stream.hidden), tokens)
-            update = mixed.gated
             if self.plan is not None and self.reduces_after(index):
                 steps = ((mixed.inputs.delta, layer.mamba.dt_proj.bias),)
-                stream, update = self.reduce(index, stream, update, mixed.y, steps)
-                tokens = GridTokens(grid, hidden.device, stream.positions, self.plan.alignment)
-            added = stream.hidden + layer.mamba.out_proj(update)
-            stream = stream.with_hidden(layer.smooth(added, tokens))
+                features = Features(mixed.y, steps, stream.positions, stream.prefix_mask(), index)
+                weights = ((mixed.inputs.B, mixed.inputs.C),)
+                output = BlockOutput(features, mixed.gated, weights, layer.mamba.out_proj)
+                stream = self.reduce(stream, output)
+                tokens = GridTokens(
+                    grid, hidden.device, stream.positions, stream.members, self.plan.alignment
+                )
+            else:
+                projected = layer.mamba.out_proj(mixed.gated)
+                stream = stream.with_hidden(stream.hidden + projected)
+            stream = stream.with_hidden(layer.smooth(stream.hidden, tokens))
         stream = stream.restored()
         return stream.with_hidden(self.ln1(stream.hidden))
 
     def forward_head(self, stream: TokenStream) -> Tensor:
-        """Logits of shape (B, num_classes), from the mean over the tokens that are left."""
-        logits: Tensor = self.head(stream.hidden)
+        """Logits of shape (B, num_classes), from the mean over the patches that are left."""
+        sizes = None if stream.members is None else stream.sizes(stream.hidden.dtype)
+        logits: Tensor = self.head(stream.hidden, sizes)
         return logits
 
     def adapt_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, linear
 from ssmprune.models.vim_config import VimConfig
-from ssmprune.pruning.alignment import AlignedTokens
+from ssmprune.pruning.alignment import AlignedTokens, ConvReads, scan_steps
+from ssmprune.pruning.block import BlockOutput
+from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend, causal_conv1d_silu, selective_scan
 from ssmprune.tokens import TokenStream
 
 _NORM_EPS = 1e-5
+_SHARE = 0.5  # the mean of both directions
 
 
 class RMSNorm(nn.Module):
@@ -142,10 +145,15 @@ class Mixer(nn.Module):
         else:
             conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
             A_log, D = self.A_log, self.D
-        positions = None if aligned is None else aligned.conv_positions
+        reads = ConvReads() if aligned is None else aligned.conv_reads(x)
         assert conv.bias is not None
         u = causal_conv1d_silu(
-            x, conv.weight[:, 0], conv.bias, positions, reverse=reverse, backend=self.backend
+            x,
+            conv.weight[:, 0],
+            conv.bias,
+            **reads._asdict(),
+            reverse=reverse,
+            backend=self.backend,
         )
         dt, B, C = x_proj(u).split(self.split, dim=-1)  # (B, L, R), (B, L, N), (B, L, N)
         delta = linear(dt, dt_proj.weight)  # the bias is added inside the scan
@@ -160,12 +168,16 @@ class Mixer(nn.Module):
         z: Tensor | None = None,
     ) -> Tensor:
         """SSM output, of shape (B, L, E), in token order, with another one added, gated by z."""
+        steps = scan_steps(aligned, inputs.delta, inputs.delta_bias)
         gaps = None if aligned is None else aligned.gaps(inputs.delta_bias, reverse)
         return selective_scan(
-            *inputs[:6],
+            inputs.u,
+            A=inputs.A,
+            B=inputs.B,
+            C=inputs.C,
+            D=inputs.D,
             z=z,
-            delta_bias=inputs.delta_bias,
-            delta_softplus=True,
+            **steps._asdict(),
             gaps=gaps,
             reverse=reverse,
             backend=self.backend,
@@ -213,7 +225,7 @@ class Vim(Backbone):
     def run_dense(self, entering: Tensor, first: int, last: int) -> Tensor:
         for block in cast(Iterable[Block], self.layers[first:last]):
             mixed: MixerOutput = block.mixer(block.norm(entering), None, keep_y=False)
-            entering = torch.add(entering, block.mixer.out_proj(mixed.gated), alpha=0.5)
+            entering = torch.add(entering, block.mixer.out_proj(mixed.gated), alpha=_SHARE)
         return entering
 
     def forward_from(self, entering: Tensor, first: int) -> Tensor:
@@ -228,14 +240,18 @@ class Vim(Backbone):
         for index, block in enumerate(cast(Iterable[Block], self.layers[first:]), first):
             reduces = self.reduces_after(index)
             mixed: MixerOutput = block.mixer(block.norm(stream.hidden), aligned, keep_y=reduces)
-            update = mixed.gated
-            if self.plan is not None and mixed.y is not None:
-                steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
-                stream, update = self.reduce(index, stream, update, mixed.y, steps)
-                aligned = AlignedTokens.of(self.plan.alignment, stream.positions, stream.num_tokens)
-            # the mean of both directions
-            hidden = torch.add(stream.hidden, block.mixer.out_proj(update), alpha=0.5)
-            stream = stream.with_hidden(hidden)
+            if self.plan is None or mixed.y is None:
+                projected = block.mixer.out_proj(mixed.gated)
+                stream = stream.with_hidden(torch.add(stream.hidden, projected, alpha=_SHARE))
+                continue
+            steps = tuple((scan.delta, scan.delta_bias) for scan in mixed.inputs)
+            features = Features(mixed.y, steps, stream.positions, stream.prefix_mask(), index)
+            weights = tuple((scan.B, scan.C) for scan in mixed.inputs)
+            output = BlockOutput(features, mixed.gated, weights, block.mixer.out_proj, _SHARE)
+            stream = self.reduce(stream, output)
+            aligned = AlignedTokens.of(
+                self.plan.alignment, stream.positions, stream.num_tokens, stream.members
+            )
         stream = stream.restored()
         return stream.with_hidden(self.norm_f(stream.hidden))
 

@@ -9,14 +9,21 @@ with Gamma_j = strength * g_j * softplus(dt_bias) for `zero_input`, the step a z
 take, and strength * g_j * d_j for `neighbor`. `none` is the compacted scan. With `zero_input` and
 strength 1 the result equals the full-length scan in which the pruned tokens have u = 0 and
 d = softplus(dt_bias).
+
+A merged token stands for s positions; those that have joined it are not missing. Its step is its
+own as if s were 1 (`own`), s times that (`scaled`), or that of s equal tokens in a row (`exact`,
+see `ssmprune.scan.reference`), which is the unmerged scan where the tokens that it stands for are
+equal and follow each other along the walk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
+from ssmprune.measure.rows import FlopRow
 from ssmprune.registry import Registry
 
 if TYPE_CHECKING:  # a policy needs the names alone
@@ -86,8 +93,51 @@ def gap_counts(positions_BL: Tensor, num_tokens: int, reverse: bool) -> Tensor:
     return positions_BL.diff(dim=1, prepend=_column(positions_BL, -1)) - 1
 
 
+def missing_counts(members_BT: Tensor, positions_BL: Tensor, reverse: bool) -> Tensor:
+    """As `gap_counts` where tokens were merged: positions that are in a token are not missing.
+
+    Args:
+        members_BT: The token that each position of the scan's sequence is in, -1 for none.
+        positions_BL: Ascending positions of the kept tokens.
+        reverse: The scan walks from the last token to the first.
+    """
+    seen_BT = (members_BT < 0).cumsum(1)
+    seen_BL = seen_BT.gather(1, positions_BL)
+    if reverse:
+        return seen_BL.diff(dim=1, append=seen_BT[:, -1:])
+    return seen_BL.diff(dim=1, prepend=_column(positions_BL, 0))
+
+
 def _column(like_BL: Tensor, value: int) -> Tensor:
     return like_BL.new_full((like_BL.shape[0], 1), value)
+
+
+class ConvReads(NamedTuple):
+    """What a convolution takes beside its input: arguments of `ssmprune.scan.causal_conv1d_silu`.
+
+    Attributes:
+        positions: (B, L); None where it is compact.
+        sizes: (B, L); None where it reads each token once.
+    """
+
+    positions: Tensor | None = None
+    sizes: Tensor | None = None
+
+
+class ScanSteps(NamedTuple):
+    """The steps of a scan, as arguments of `ssmprune.scan.selective_scan`.
+
+    Attributes:
+        delta: Raw steps, (B, L, E).
+        delta_bias: (E,); None where the steps are ready.
+        delta_softplus: Whether they go through a softplus.
+        sizes: How many tokens each stands for, (B, L); None: one.
+    """
+
+    delta: Tensor
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,27 +149,54 @@ class AlignedTokens:
         positions: Positions of the kept tokens in the unpruned sequence, (B, L).
         counts: Gap counts of the forward and of the backward scan, (B, L) each; None where the
             decay is `none`.
+        members: The token that each position of the scan's sequence is in, -1 for none; None where
+            no token was merged.
     """
 
     settings: Alignment
     positions: Tensor
     counts: tuple[Tensor, Tensor] | None
+    members: Tensor | None = None
 
     @classmethod
-    def of(cls, settings: Alignment, positions_BL: Tensor, num_tokens: int) -> AlignedTokens:
-        """Prepare the gaps of a token sequence for both directions."""
-        counts = None
-        if find_decay(settings.decay) is not None and settings.strength > 0:
-            counts = (
-                gap_counts(positions_BL, num_tokens, reverse=False),
-                gap_counts(positions_BL, num_tokens, reverse=True),
-            )
-        return cls(settings, positions_BL, counts)
+    def of(
+        cls,
+        settings: Alignment,
+        positions_BL: Tensor,
+        num_tokens: int,
+        members_BT: Tensor | None = None,
+    ) -> AlignedTokens:
+        """Prepare a token sequence for both directions.
 
-    @property
-    def conv_positions(self) -> Tensor | None:
-        """What the convolution takes as positions, (B, L); None where it is compact."""
-        return self.positions if self.settings.conv == "position" else None
+        Args:
+            settings: The policy's alignment.
+            positions_BL: Ascending positions of the kept tokens in the scan's sequence.
+            num_tokens: Length of that sequence before pruning.
+            members_BT: The token that each of its positions is in, -1 for none; None where no token
+                was merged.
+        """
+        counts = None
+        if decays_gaps(settings):
+            counts = (
+                _gaps(positions_BL, num_tokens, members_BT, reverse=False),
+                _gaps(positions_BL, num_tokens, members_BT, reverse=True),
+            )
+        return cls(settings, positions_BL, counts, members_BT)
+
+    @cached_property
+    def sizes(self) -> Tensor | None:
+        """How many positions each token stands for, (B, L) int64; None where none was merged."""
+        from ssmprune.tokens import sizes
+
+        return None if self.members is None else sizes(self.members, self.positions.shape[1])
+
+    def conv_reads(self, x_BLE: Tensor) -> ConvReads:
+        """What the convolution takes beside its input."""
+        if self.settings.conv == "position":
+            return ConvReads(positions=self.positions)
+        if self.settings.conv == "runs" and self.sizes is not None:
+            return ConvReads(sizes=self.sizes.to(x_BLE.dtype))
+        return ConvReads()
 
     def gaps(self, delta_bias_E: Tensor, reverse: bool) -> Gaps | None:
         """The scan's gaps for a direction whose zero-input step is softplus(delta_bias)."""
@@ -128,3 +205,44 @@ class AlignedTokens:
             return None
         count_BL = self.counts[reverse].to(delta_bias_E.dtype)
         return decay(count_BL, delta_bias_E, self.settings.strength)
+
+    def steps(self, delta_BLE: Tensor, delta_bias_E: Tensor) -> ScanSteps:
+        """The scan's steps, given the raw ones and their bias."""
+        if self.settings.sizes == "own" or self.sizes is None:
+            return ScanSteps(delta_BLE, delta_bias_E, True)
+        sizes_BL = self.sizes.to(delta_bias_E.dtype)
+        if self.settings.sizes == "exact":
+            return ScanSteps(delta_BLE, delta_bias_E, True, sizes_BL)
+        import torch.nn.functional as F
+
+        step_BLE = F.softplus(delta_BLE + delta_bias_E)
+        return ScanSteps(step_BLE * sizes_BL[..., None], None, False)
+
+
+def scan_steps(aligned: AlignedTokens | None, delta_BLE: Tensor, bias_E: Tensor) -> ScanSteps:
+    """The steps of a scan over tokens of which some may have left."""
+    if aligned is None:
+        return ScanSteps(delta_BLE, bias_E, True)
+    return aligned.steps(delta_BLE, bias_E)
+
+
+def decays_gaps(settings: Alignment) -> bool:
+    """Whether the state decays over the gaps."""
+    return find_decay(settings.decay) is not None and settings.strength > 0
+
+
+def aligned_rows(
+    part: str, settings: Alignment, M: int, positions: int, asks_sizes: bool
+) -> Iterator[FlopRow]:
+    """FLOPs of `AlignedTokens` for M tokens of one image of which some were merged."""
+    if decays_gaps(settings):
+        yield FlopRow(part, "score", 2 * positions, 0)
+        yield FlopRow(part, "gather", 2 * M, 0)
+    if asks_sizes:
+        yield FlopRow(part, "score", M * positions, 0)
+
+
+def _gaps(positions: Tensor, num_tokens: int, members: Tensor | None, reverse: bool) -> Tensor:
+    if members is None:
+        return gap_counts(positions, num_tokens, reverse)
+    return missing_counts(members, positions, reverse)

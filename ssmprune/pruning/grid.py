@@ -47,7 +47,7 @@ class GridStep(Step):
         """Cells that are scanned of a grid of H and W."""
         return math.prod(self.stage.keep_grid(*grid))
 
-    def mask(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
+    def groups(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
         import torch
 
         from ssmprune.pruning.subset import line_groups
@@ -55,9 +55,10 @@ class GridStep(Step):
         height, width = config.block_grids[layer]
         rows, columns = self.stage.keep_grid(height, width)
         kept_rows = torch.tensor(line_groups(height, rows)[0])
-        mask = torch.zeros(height, width, dtype=torch.bool)
-        mask[kept_rows[:, None], line_groups(width, columns)[0]] = True
-        return mask.expand(len(stream.hidden), -1, -1)
+        groups = torch.full((height, width), -1)
+        cells = torch.arange(rows * columns).view(rows, columns)
+        groups[kept_rows[:, None], line_groups(width, columns)[0]] = cells
+        return groups.expand(len(stream.hidden), -1, -1)
 
 
 class Grid(Reduction):

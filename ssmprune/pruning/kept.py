@@ -1,4 +1,4 @@
-"""Which patches of an image a policy keeps, stage by stage."""
+"""Which patches of an image a policy keeps, stage by stage, and which it merges."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ class KeptPatches:
 
     Attributes:
         layer: The block of the stage, counted from 0.
-        mask: True at the kept patches of the block's grid, (B, H, W).
+        groups: The token that each patch of the block's grid is in, -1 where it has left,
+            (B, H, W).
+        similarity: Cosine of each token that joined another and that one, (B, R); None of a stage
+            that merges nothing.
     """
 
     layer: int
-    mask: Tensor
+    groups: Tensor
+    similarity: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """True at the patches that are in a token, (B, H, W)."""
+        return self.groups >= 0
 
     @property
     def count(self) -> int:
-        """Kept patches of an image, the same for every one."""
-        return int(self.mask[0].sum())
+        """Tokens that an image's patches are in, as many for every one."""
+        return len(set(self.groups[0].flatten().tolist()) - {-1})
 
 
 def kept_patches(model: Backbone, images: Tensor) -> tuple[Tensor, tuple[KeptPatches, ...]]:
@@ -44,6 +53,10 @@ def kept_patches(model: Backbone, images: Tensor) -> tuple[Tensor, tuple[KeptPat
         logits = model.forward_head(stream)
     steps = {} if model.plan is None else model.plan.steps
     return logits, tuple(
-        KeptPatches(layer, steps[layer].mask(layer, stream, model.config))
+        KeptPatches(
+            layer,
+            steps[layer].groups(layer, stream, model.config).cpu(),
+            steps[layer].similarity(layer, stream),
+        )
         for layer in sorted(steps)
     )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ssmprune.faults import Fault
 from ssmprune.measure.rows import FlopRow
 from ssmprune.models.configs import ModelConfig
-from ssmprune.stage import Stage
+from ssmprune.stage import Alignment, Stage
 
 if TYPE_CHECKING:  # a policy's FLOPs need the counts alone
     from torch import Tensor
 
     from ssmprune.policy import Policy
-    from ssmprune.pruning.scorers import Features
+    from ssmprune.pruning.block import BlockOutput, BlockShape
     from ssmprune.tokens import TokenStream
 
 
@@ -26,12 +26,18 @@ class Step(ABC):
     """What a policy has one block do beyond its dense work."""
 
     @abstractmethod
-    def mask(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
-        """True at the patches that are left after block `layer`, or that it scans, (B, H, W).
+    def groups(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
+        """The token that each patch is in after block `layer`, or that it scans, (B, H, W).
+
+        -1 where there is none.
 
         Args:
             stream: What the model has returned.
         """
+
+    def similarity(self, layer: int, stream: TokenStream) -> Tensor | None:
+        """Cosine of each token that joined another and that one, (B, R); None where none did."""
+        return None
 
 
 class TokenStep(Step):
@@ -39,33 +45,45 @@ class TokenStep(Step):
 
     Attributes:
         keep_count: Tokens left per image, prefix tokens included.
+        alignment: How the blocks behind it treat the places of those that have left.
+        merges: Whether tokens join others.
+        asks_sizes: Whether it matters to it what its tokens stand for.
     """
 
     keep_count: int
+    alignment: Alignment
+    merges: ClassVar[bool] = False
+    asks_sizes: bool = False
 
     @abstractmethod
-    def reduce(
-        self, stream: TokenStream, update: Tensor, features: Features
-    ) -> tuple[TokenStream, Tensor]:
-        """The tokens that are left, and what the block adds to them, (B, keep_count, E).
+    def reduce(self, stream: TokenStream, block: BlockOutput) -> TokenStream:
+        """The tokens that are left, with what the block adds to them.
 
         Args:
             stream: The tokens that entered the block, (B, L, D).
-            update: What the block adds, before its output projection, (B, L, E).
-            features: What the block computed.
+            block: What the block computed for them.
         """
 
     @abstractmethod
-    def rows(self, part: str, L: int, E: int, K: int, moved: int) -> Iterator[FlopRow]:
-        """FLOPs of one image beside the block's own.
+    def projected(self, L: int) -> int:
+        """Tokens that the block's output projection takes, of L that enter the block."""
 
-        Args:
-            part: The block.
-            L: Tokens that enter it.
-            E: Its inner width.
-            K: Its scan directions.
-            moved: Elements that are gathered for each token that is left.
-        """
+    @abstractmethod
+    def rows(self, part: str, shape: BlockShape) -> Iterator[FlopRow]:
+        """FLOPs of one image beside the block's own, of the block called `part`."""
+
+    def groups(self, layer: int, stream: TokenStream, config: ModelConfig) -> Tensor:
+        from ssmprune.tokens import members_of
+
+        left = stream.left_after(layer)
+        members = left.members
+        if members is None:
+            members = members_of(left.positions, config.num_tokens)
+        patches = [p for p in range(config.num_tokens) if p not in config.prefix_positions]
+        return members[:, patches].view(-1, *config.grid)
+
+    def similarity(self, layer: int, stream: TokenStream) -> Tensor | None:
+        return stream.left_after(layer).similarity
 
 
 class Reduction(ABC):

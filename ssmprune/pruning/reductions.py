@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ssmprune.models.configs import ModelConfig
-from ssmprune.pruning.drop import Drop
 from ssmprune.pruning.grid import Grid
 from ssmprune.pruning.reduction import Reduction
+from ssmprune.pruning.sequence import SequenceReduction
 
-REDUCTIONS: dict[str, Reduction] = {found.name: found for found in (Drop(), Grid())}
+REDUCTIONS: dict[str, Reduction] = {found.name: found for found in (SequenceReduction(), Grid())}
 """The first is the default."""
 
 DEFAULT = next(iter(REDUCTIONS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ssmprune.models.configs import ModelConfig
-from ssmprune.policy import Policy, Stage
+from ssmprune.policy import Policy
 
 
 def annealed(policy: Policy, progress: float, config: ModelConfig) -> Policy:
@@ -20,7 +20,7 @@ def annealed(policy: Policy, progress: float, config: ModelConfig) -> Policy:
         return policy
     ratios = [1 - progress * (1 - ratio) for ratio in _ratios(policy, config)]
     stages = tuple(
-        Stage(layer=stage.layer, keep_ratio=ratio, scorer=stage.scorer)
+        stage.model_copy(update={"keep_ratio": ratio, "keep_count": None})
         for stage, ratio in zip(policy.stages, ratios, strict=True)
     )
     return policy.model_copy(update={"stages": stages})
