@@ -110,6 +110,9 @@ class Stage(FilePart):
         if (self.keep_ratio is None) == (self.keep_count is None):
             got = "neither" if self.keep_ratio is None else "both"
             raise ValueError(Fault(f"a stage must have either keep_ratio or keep_count, got {got}"))
+        if self.match is not None and self.reduce != "merge":
+            rule = f"match must stand beside `reduce: merge`, got {self.match} with {self.reduce}"
+            raise ValueError(Fault(rule, "write `reduce: merge`, or remove it"))
         return self
 
     def keep(self, entering: int) -> int:

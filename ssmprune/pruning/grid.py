@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ssmprune.faults import Fault
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.reduction import Reduction, Step
-from ssmprune.stage import Alignment, Scorer, Stage
+from ssmprune.stage import Alignment, Merge, Scorer, Stage
 from ssmprune.yamlfile import FilePart
 
 if TYPE_CHECKING:
@@ -88,19 +88,20 @@ class Grid(Reduction):
                 "remove `reduction`",
                 ("reduction",),
             )
-        for key, part in (("scorer", Scorer), ("alignment", Alignment)):
+        for key, part in (("scorer", Scorer), ("merge", Merge), ("alignment", Alignment)):
             if data.get(key) is not None and _differs(data[key], part()):
                 yield Fault(
-                    f"{key} must not be given with `reduction: grid`, where no token is scored or "
-                    f"leaves a gap, got {data[key]}",
+                    f"{key} must not be given with `reduction: grid`, where no token is scored, "
+                    f"merged or leaves a gap, got {data[key]}",
                     "remove it",
                     (key,),
                 )
         for index, stage in enumerate(stages):
-            for key in ("keep_count", "scorer"):
-                if isinstance(stage, dict) and stage.get(key) is not None:
+            for key in ("keep_count", "scorer", "reduce", "match"):
+                value = stage.get(key) if isinstance(stage, dict) else None
+                if value not in (None, "drop"):
                     yield Fault(
-                        f"{key} must not be given with `reduction: grid`, got {stage[key]}",
+                        f"{key} must not be given with `reduction: grid`, got {value}",
                         "give keep_ratio alone",
                         ("stages", index),
                     )

@@ -62,6 +62,7 @@ class SequenceReduction(Reduction):
             return
         yield from _count_faults(data, stages, config)
         yield from _choice_faults(data, stages, config)
+        yield from _merge_setting_faults(data, stages, config)
 
     def counts(self, stages: Sequence[Stage], config: ModelConfig) -> Iterator[tuple[int, int]]:
         tokens = config.num_patches
@@ -126,6 +127,48 @@ def _merge_faults(
     instead = f", or write {' or '.join(f'`match: {name}`' for name in others)}" if others else ""
     remedy = f"keep {entering - most} or more{instead}, or write `reduce: drop`"
     yield Fault(rule, remedy, ("stages", index))
+
+
+def _merge_setting_faults(
+    data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
+) -> Iterator[Fault]:
+    """Settings of merging that would change nothing."""
+    merging = [s for s in stages if isinstance(s, Mapping) and s.get("reduce") == "merge"]
+    settings, scores = _merge_settings(data), [MATCHES.get(s.get("match")) for s in merging]
+    if not merging:
+        yield from _idle_faults(data)
+        return
+    if settings.protect and not config.prefix_positions:
+        rule = f"protect must be 0 on {config.name}, which has no class token"
+        yield Fault(f"{rule}, got {settings.protect}", "remove it", ("merge", "protect"))
+    for key in ("untouched", "fate"):
+        value = getattr(settings, key)
+        if value != Merge.model_fields[key].default and not any(m and m.scores for m in scores):
+            yield Fault(
+                f"{key} must not be given where no stage has `match: score`, got {value}",
+                "remove it, or write `match: score` at a stage",
+                ("merge", key),
+            )
+
+
+def _idle_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings of merging where no stage merges."""
+    alignment = data.get("alignment")
+    alignment = alignment if isinstance(alignment, Mapping) else {}
+    given: list[tuple[Location, Any, Any]] = [
+        (("alignment", "sizes"), alignment.get("sizes", "own"), "own"),
+        (("alignment", "conv"), alignment.get("conv"), None),
+    ]
+    if _merge_settings(data) != Merge():
+        given.append((("merge",), data["merge"], None))
+    for location, value, idle in given:
+        if value == idle or (location[-1] == "conv" and value != "runs"):
+            continue
+        yield Fault(
+            f"{location[-1]} must not be {value} where no stage merges tokens",
+            "change it, or write `reduce: merge` at a stage",
+            location,
+        )
 
 
 def _merge_settings(data: Mapping[str, Any]) -> Merge:
