@@ -51,6 +51,7 @@ else:
     MatchName = Literal[tuple(MATCHES)]
     MetricName = Literal[tuple(METRICS)]
 
+PoolName = Literal["middle", "mean"]
 SizesName = Literal["own", "scaled", "exact"]
 ConvName = Literal["compact", "position", "runs"]
 
@@ -84,9 +85,8 @@ class Stage(FilePart):
         gt=0,
         le=1,
         description="share of the patch tokens entering the stage that stay; "
-        "with `reduction: grid` share of the block's tokens that are scanned: "
-        "ceil(sqrt(keep_ratio) * n) of its n rows and of its n columns, evenly spaced; "
-        "1.0 keeps every token",
+        "with `reduction: grid` share of the block's tokens that are scanned, evenly spaced by "
+        "rows and columns, see axes; 1.0 keeps every token",
     )
     keep_count: int | None = Field(
         default=None, ge=1, description="the exact number of patch tokens that stay, 1 or more"
@@ -100,6 +100,11 @@ class Stage(FilePart):
         description="with `reduce: merge`, who joins whom; "
         + "; ".join(f"{name}: {match.summary}" for name, match in MATCHES.items())
         + f"; without it, {next(iter(MATCHES))}",
+    )
+    axes: Literal["both", "rows", "columns"] = Field(
+        default="both",
+        description="with `reduction: grid`, which lines are fewer; both: ceil(sqrt(keep_ratio) * "
+        "n) of n rows and columns; rows, columns: ceil(keep_ratio * n) of those, all of the others",
     )
     scorer: Scorer | None = Field(
         default=None, description="the scorer of this stage; without it, the policy's"
@@ -122,10 +127,13 @@ class Stage(FilePart):
         return _share(self.keep_ratio or 1, entering)
 
     def keep_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns that are scanned: ceil(sqrt(ratio) * n) of n."""
-        rows, columns = (
-            math.isqrt(_share(self.keep_ratio or 1, n * n) - 1) + 1 for n in (height, width)
-        )
+        """Rows and columns that are scanned of a grid."""
+        ratio = self.keep_ratio or 1
+        if self.axes == "rows":
+            return _share(ratio, height), width
+        if self.axes == "columns":
+            return height, _share(ratio, width)
+        rows, columns = (math.isqrt(_share(ratio, n * n) - 1) + 1 for n in (height, width))
         return rows, columns
 
 
