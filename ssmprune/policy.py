@@ -42,7 +42,8 @@ class Policy(FilePart):
     schema_: Schema = Field(
         default=SCHEMAS[0],
         alias="schema",
-        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a policy that merges tokens",
+        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a policy that merges tokens or pools grids; "
+        "a higher one is of a newer ssmprune",
     )
     model: ModelName = Field(
         description="the name of a model of `ssmprune models`",

@@ -280,7 +280,7 @@ FAULTS = {
     ),
     "newer schema": (
         "schema: ssmprune.policy/3\n" + MODEL + "- {layer: 0, keep_ratio: 0.7}\n",
-        "ssmprune.policy/3",
+        "a higher one is of a newer ssmprune",
     ),
     "match without merging": (
         "schema: ssmprune.policy/2\n" + MODEL + "- {layer: 0, keep_ratio: 0.7, match: score}\n",
