@@ -1,7 +1,7 @@
-"""What merging is worth in a search: the shipped space as it is, and with a part of it switched off.
+"""What merging is worth in a search: the shipped space, and with a part of it switched off.
 
-Each row is a search of its own, with the same seed and number of candidates; a figure is the top-1 on
-the holdout of the policy that has the highest search accuracy within a target, with its 95 %
+Each row is a search of its own, with the same seed and number of candidates; a figure is the top-1
+on the holdout of the policy that has the highest search accuracy within a target, with its 95 %
 interval.
 """
 
