@@ -173,6 +173,6 @@ def _unmergeable(space: SearchSpace, stages: Sequence[Stage]) -> Fault | None:
     """Why stages cannot merge what they leave; None where they can."""
     if not merges(stages) or not space.reducer.fits(space.config):
         return None
-    settings = {"merge": space.merge.first()}
+    settings = {"merge": space.merge.first(), "alignment": space.alignment.first()}
     written = [stage.model_dump() for stage in stages]
     return next(space.reducer.faults(settings, written, space.config), None)
