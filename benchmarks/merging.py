@@ -26,7 +26,7 @@ TARGETS = (0.45, 0.50, 0.60, 0.70)
 VARIANTS: dict[str, dict[str, Any]] = {
     "dropping and merging": {},
     "dropping alone": {"reduce": ["drop"]},
-    "merging alone": {"reduce": ["merge"]},
+    "merging alone": {"reduce": ["merge"], "ratios": {"low": 0.55}},
     "one reduction for all stages": {"reduce_per": "policy"},
     "without neighbors": {"match": ["alternate"]},
     "without alternate": {"match": ["neighbors"]},
