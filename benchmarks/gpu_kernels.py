@@ -27,6 +27,7 @@ CAPABILITIES = (80, 90)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 STATES = (1, 8, 16)
 DECAYS = ("none", "zero_input", "neighbor")
+DISTANCES = ("compact", "position", "runs")
 TAPS = 4
 IMAGES, TOKENS, CHANNELS = 2, 197, 384
 
@@ -117,7 +118,7 @@ def compiled_only(capability: int) -> Iterator[list[Usage]]:
         JITFunction.run = launch
 
 
-def scan(states: int, dtype: torch.dtype, decay: str, reverse: bool) -> None:
+def scan(states: int, dtype: torch.dtype, decay: str, sized: bool, reverse: bool) -> None:
     """Launch the scan and its backward pass."""
     from ssmprune.scan import gpu
     from ssmprune.scan.call import ScanCall
@@ -130,27 +131,30 @@ def scan(states: int, dtype: torch.dtype, decay: str, reverse: bool) -> None:
     gap: Tensor | None = None if decay == "none" else torch.zeros(IMAGES, TOKENS)
     step = E if decay == "zero_input" else None
     scale = 1.0 if decay == "neighbor" else 0.0
-    call = ScanCall(sequence, sequence, A, B, C, E, E, gap, step, scale, True, reverse)
+    sizes = torch.ones(IMAGES, TOKENS) if sized else None
+    call = ScanCall(sequence, sequence, A, B, C, E, E, gap, step, sizes, scale, True, reverse)
     gpu.scan_forward(call)
     gpu.scan_backward(sequence, call)
 
 
-def convolution(dtype: torch.dtype, aligned: bool, reverse: bool) -> None:
+def convolution(dtype: torch.dtype, distances: str, reverse: bool) -> None:
     """Launch the convolution and its backward pass, on a half of the input projection."""
     from ssmprune.scan import gpu
 
     x, _ = torch.zeros(IMAGES, TOKENS, 2 * CHANNELS, dtype=dtype).chunk(2, dim=-1)
     weight, bias = torch.zeros(CHANNELS, TAPS), torch.zeros(CHANNELS)
-    positions = torch.zeros(IMAGES, TOKENS, dtype=torch.int64) if aligned else None
-    gpu.conv_forward(x, weight, bias, positions, reverse)
-    gpu.conv_backward(torch.zeros_like(x), x, weight, bias, positions, reverse)
+    is_position, is_runs = distances == "position", distances == "runs"
+    positions = torch.zeros(IMAGES, TOKENS, dtype=torch.int64) if is_position else None
+    sizes = torch.ones(IMAGES, TOKENS) if is_runs else None
+    gpu.conv_forward(x, weight, bias, positions, sizes, reverse)
+    gpu.conv_backward(torch.zeros_like(x), x, weight, bias, positions, sizes, reverse)
 
 
 def variants() -> Iterator[tuple[str, Callable[[], None]]]:
     """Whatever a model may launch, under the name of a row."""
-    for states, *setting in itertools.product(STATES, TYPES, DECAYS, (False, True)):
+    for states, *setting in itertools.product(STATES, TYPES, DECAYS, *[(False, True)] * 2):
         yield f"N = {states}", partial(scan, states, *setting)
-    for setting in itertools.product(TYPES, (False, True), (False, True)):
+    for setting in itertools.product(TYPES, DISTANCES, (False, True)):
         yield f"{TAPS} taps", partial(convolution, *setting)
 
 

@@ -2,7 +2,8 @@
 
 The scan is timed against a loop over tokens, against the formula of mamba-ssm's
 `selective_scan_ref` and against mambapy's parallel scan, which both hold a tensor of shape
-(B, L, E, N); the convolution against torch's, whose result is laid out as ours.
+(B, L, E, N); the convolution against torch's, whose result is laid out as ours. Merged tokens, 30 %
+of them of size 2, are timed against as many without sizes and against those they stand for.
 
 Each row is timed in a process of its own: what ran before decides how often the C library asks the
 operating system for memory, on which torch's convolution spends most of its time in a new process.
@@ -130,6 +131,28 @@ def training_row(shape: tuple[int, int, int, int]) -> dict[str, Any]:
     return row("scan forward + backward", shape, "autograd through the loop", times, error)
 
 
+def merged_row(shape: tuple[int, int, int, int], is_unmerged: bool) -> dict[str, Any]:
+    """A row for the scan of merged tokens, against the unmerged ones or as many without sizes."""
+    inputs = scan_inputs(*shape)
+    size = 1 + (torch.arange(shape[1]) % 10 < 3).long()
+    sizes = size.float().expand(shape[0], -1)
+    double = {k: v.double() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    exact = loop(**double, sizes=sizes.double())
+    repeats = size if is_unmerged else torch.ones_like(size)
+    others = inputs | {k: inputs[k].repeat_interleave(repeats, 1) for k in ("u", "delta", "B", "C")}
+    with torch.inference_mode():
+        error = check(selective_scan(**inputs, sizes=sizes), exact)
+        if is_unmerged:
+            check(selective_scan(**others)[:, size.cumsum(0) - 1], exact)
+        times = paired(
+            lambda: selective_scan(**inputs, sizes=sizes),
+            lambda: selective_scan(**others),
+            repeats=21,
+        )
+    name = "the tokens unmerged" if is_unmerged else "as many tokens without sizes"
+    return row("scan forward, merged tokens", shape, f"ours, {name}", times, error)
+
+
 Conv = tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], Tensor]]
 
 
@@ -194,6 +217,7 @@ def run() -> list[dict[str, Any]]:
         apart(forward_row, SHAPES[0], "`selective_scan_ref`'s formula", reference_formula),
         apart(forward_row, SHAPES[0], "mambapy's `pscan`", parallel_scan),
         *(apart(training_row, shape) for shape in SHAPES),
+        *(apart(merged_row, SHAPES[0], is_unmerged) for is_unmerged in (False, True)),
         *(
             conv_row(64, 145, 128, 4, aligned, memory_kept)
             for memory_kept in (False, True)

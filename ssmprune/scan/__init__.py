@@ -53,6 +53,7 @@ def selective_scan(
     reverse: bool = False,
     backend: Backend = "auto",
     carry: Tensor | None = None,
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """The scan of `reference.selective_scan`; returns its output only, of shape (B, L, E).
 
@@ -61,14 +62,14 @@ def selective_scan(
 
     Half-precision inputs, each of its own type, are scanned in float32, and the output has the type
     of `u`. Our kernels take `B` and `C` of shape (B, L, N); with other shapes `auto` means
-    `reference`.
+    `reference`. mamba-ssm's kernel takes no `sizes`.
 
     Raises:
         UsageError: The backend is unknown, or was asked for and cannot run these inputs; L is 0; an
             input has the wrong shape, is on another device than `u`, or is float64 beside others.
     """
     gap, gap_step, gap_scale = gaps or (None, None, 0.0)
-    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes
     call = ScanCall(*inputs, gap_scale, delta_softplus, reverse, carry, z)
     _check_scan(call)
     is_grouped = B.dim() != 3 or C.dim() != 3
@@ -80,17 +81,22 @@ def selective_scan(
             f"scan backend {backend!r} must get B and C of shape (B, L, N), got "
             f"{tuple(B.shape)} and {tuple(C.shape)}; use 'auto' or 'reference'."
         )
+    if backend == "mamba_ssm" and sizes is not None:
+        raise UsageError(
+            f"scan backend {backend!r} must get sizes of None, got {tuple(sizes.shape)}; use "
+            "'auto' or 'reference'."
+        )
     if backend in ("reference", "cpu"):
         call = ScanCall(*map(_widened, call))
     if backend == "cpu" and not torch.is_grad_enabled():
-        y: Tensor = operators.selective_scan(*call[:12], backend, call.carry, call.z)
+        y: Tensor = operators.selective_scan(*call[:13], backend, call.carry, call.z)
         carry = z = None
     elif backend == "reference":
         y = _reference_scan(call)
     elif backend == "mamba_ssm":
         y = mamba_ssm.selective_scan(call)
     else:
-        y = operators.selective_scan(*call[:12], backend)
+        y = operators.selective_scan(*call[:13], backend)
     y = y if carry is None else carry + y
     y = y if z is None else y * F.silu(z)
     return y.to(u.dtype)
@@ -103,6 +109,7 @@ def causal_conv1d_silu(
     positions: Tensor | None = None,
     reverse: bool = False,
     backend: Backend = "auto",
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """The convolution of `reference.causal_conv1d_silu`, of shape (B, L, E).
 
@@ -111,28 +118,28 @@ def causal_conv1d_silu(
 
     Raises:
         UsageError: The backend is unknown, or was asked for and cannot run these inputs; L is 0; an
-            input has the wrong shape, is on another device than `x`, or is float64 beside others.
+            input has the wrong shape, is on another device than `x`, or is float64 beside others;
+            there are both `positions` and `sizes`.
     """
-    _check_conv(x, weight, bias, positions)
+    _check_conv(x, weight, bias, positions, sizes)
     dtype = x.dtype
     backend = resolve_backend(backend, x.device, dtype)
     if backend in ("reference", "cpu"):
-        x, weight, bias = (_widened(tensor) for tensor in (x, weight, bias))
-    inputs = x, weight, bias
+        x, weight, bias, sizes = (_widened(tensor) for tensor in (x, weight, bias, sizes))
     if backend == "reference":
-        y = reference.causal_conv1d_silu(*inputs, positions, reverse)
+        y = reference.causal_conv1d_silu(x, weight, bias, positions, reverse, sizes)
     elif backend == "mamba_ssm":
-        y = mamba_ssm.causal_conv1d_silu(*inputs, positions, reverse)
+        y = mamba_ssm.causal_conv1d_silu(x, weight, bias, positions, reverse, sizes)
     else:
-        y = operators.causal_conv1d_silu(*inputs, positions, reverse, backend)
+        y = operators.causal_conv1d_silu(x, weight, bias, positions, sizes, reverse, backend)
     return y.to(dtype)
 
 
 def _reference_scan(call: ScanCall) -> Tensor:
-    u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *_ = call
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes, gap_scale, softplus, reverse, *_ = call
     gaps = None if gap is None else Gaps(gap, gap_step, gap_scale)
     return reference.selective_scan(
-        u, delta, A, B, C, D, None, delta_bias, delta_softplus, gaps, reverse
+        u, delta, A, B, C, D, None, delta_bias, softplus, gaps, reverse, sizes
     )[0]
 
 
@@ -142,7 +149,7 @@ def _widened(x: Any) -> Any:
 
 
 def _check_scan(call: ScanCall) -> None:
-    u, delta, A, B, C, D, delta_bias, gap, gap_step, *_ = call
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes, *_ = call
     _check_sequence("u", u)
     images, length, width = u.shape
     states = A.shape[-1] if A.dim() else 1
@@ -160,17 +167,23 @@ def _check_scan(call: ScanCall) -> None:
     _check_like(u, "delta_bias", delta_bias, (width,))
     _check_like(u, "gaps.count_BL", gap, (images, length))
     _check_like(u, "gaps.step_E", gap_step, (width,))
+    _check_like(u, "sizes", sizes, (images, length))
     _check_like(u, "z", call.z, (images, length, width))
     _check_like(u, "carry", call.carry, (images, length, width))
 
 
-def _check_conv(x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None) -> None:
+def _check_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, sizes: Tensor | None
+) -> None:
     _check_sequence("x", x)
     images, length, width = x.shape
     _check_like(x, "weight", weight, (width, weight.shape[-1] if weight.dim() else 1))
     _check_like(x, "bias", bias, (width,))
+    _check_like(x, "sizes", sizes, (images, length))
     if positions is None:
         return
+    if sizes is not None:
+        raise UsageError("the convolution must get positions or sizes, got both; leave one out.")
     if positions.dtype not in (torch.int32, torch.int64):
         raise UsageError(f"positions must be int32 or int64, got {positions.dtype}; convert them.")
     _check_place(x, "positions", positions, (images, length))

@@ -19,6 +19,7 @@ class ScanCall(NamedTuple):
         delta_bias: (E,).
         gap: Counts of the tokens that are missing before each one, (B, L).
         gap_step: Step of a missing token, (E,).
+        sizes: How many equal tokens each one stands for, (B, L).
         gap_scale: Share of the token's own step that a missing one takes.
         delta_softplus: Whether steps go through a softplus.
         reverse: Whether the scan begins at the last token.
@@ -35,6 +36,7 @@ class ScanCall(NamedTuple):
     delta_bias: Tensor | None
     gap: Tensor | None
     gap_step: Tensor | None
+    sizes: Tensor | None
     gap_scale: float
     delta_softplus: bool
     reverse: bool
@@ -45,4 +47,4 @@ class ScanCall(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The inputs, without the settings, carry and gate."""
         weights = self.A, self.B, self.C, self.D, self.delta_bias
-        return self.u, self.delta, *weights, self.gap, self.gap_step
+        return self.u, self.delta, *weights, self.gap, self.gap_step, self.sizes

@@ -14,6 +14,18 @@ decay step s_t = d_t + Gamma_t, the backward pass walks the sequence from its en
 
 It recomputes the states first, for at most 8 of the N at a time. Sums over images and channels are
 taken in an order that depends on the shapes only, so results do not depend on the thread count.
+
+With sizes, the decay step is s_t = size_t d_t + Gamma_t, and d_t u_t enters times the gain
+gamma_t = 1 + r + ... + r^(size_t - 1) with r = exp(A d_t), whose slope gamma'_t is its derivative
+by A d_t. By Horner's rule both begin at 1 and 0 and go on, size_t - 1 times, by
+
+    gamma' <- r (gamma' + gamma),       gamma <- 1 + r gamma
+
+Then gamma_t lambda_t takes the place of lambda_t in the second line above, and
+
+    gain_flow_t = d/d(A d_t) by way of the gain = lambda_t B_t d_t u_t gamma'_t
+
+Kernels are compiled without sizes and with them; tokens of size 1 are computed the same in both.
 """
 
 from __future__ import annotations
@@ -82,6 +94,7 @@ class _Scan(NamedTuple):
     B: Rows
     C: Rows
     gap: Rows
+    sizes: Rows
     carry: Rows
     z: Rows
     A: int
@@ -136,6 +149,12 @@ def _gap(scan, b, t):
 
 
 @inline
+def _size(scan, b, t, runs):
+    """How many tokens one stands for; the Static `runs` is 1 if tokens have sizes, else 0."""
+    return load_number(row_address(scan.sizes, b, t)) if runs.value else np.float32(1.0)
+
+
+@inline
 def _decay_step(scan, channels, gap, step):
     return step + (channels.gap_step + step * scan.gap_scale) * gap
 
@@ -152,11 +171,20 @@ def _advance(state, A, B, decay_step, step_u):
     return exp2(decay_step * A) * state + B * step_u
 
 
+@inline
+def _advance_run(state, A, B, decay_step, step_u, step, size):
+    ratio = exp2(step * A)
+    gain = ratio + 1.0
+    for _ in range(2, size):
+        gain = ratio * gain + 1.0
+    return exp2(decay_step * A) * state + gain * (B * step_u)
+
+
 # scratch memory of the forward pass: for 16 channels of the tokens of a tile, y taking the place of
 # step * u, and for each block of channels A and the states before the tile
 _TILE_TOKENS = 32
-_DECAY_STEP, _STEP_U = (VECTOR_BYTES * i for i in range(2))
-_TILE_TOKEN_BYTES = 2 * VECTOR_BYTES
+_DECAY_STEP, _STEP_U, _STEP = (VECTOR_BYTES * i for i in range(3))
+_TILE_TOKEN_BYTES = 3 * VECTOR_BYTES
 _TILE_BYTES = _TILE_TOKENS * _TILE_TOKEN_BYTES
 
 _ABREAST, _ALONE = Static(4), Static(1)
@@ -169,14 +197,20 @@ class _Tile(NamedTuple):
     start: int
     stop: int
     scratch: int
+    runs: object
+
+
+@inline
+def _token(scan, number):
+    """The token with a number in the order of the walk."""
+    return scan.length - 1 - number if scan.reverse else number
 
 
 @inline
 def _walk(scan, rows, tile, number):
     """The row of a token of the walk, and how far the next one's is from it, in bytes."""
-    t = scan.length - 1 - number if scan.reverse else number
     stride = -rows.token_stride if scan.reverse else rows.token_stride
-    return row_address(rows, tile.b, t), stride
+    return row_address(rows, tile.b, _token(scan, number)), stride
 
 
 @inline
@@ -208,6 +242,10 @@ def _prepare(scan, y, tile, channels, number, token, count):
     if scan.gap.address != 0:
         gap_row, stride = _walk(scan, scan.gap, tile, number)
         decay_step = _decay_step(scan, channels, load_column(gap_row, stride, count), step)
+    if tile.runs.value:
+        size_row, stride = _walk(scan, scan.sizes, tile, number)
+        decay_step += step * (load_column(size_row, stride, count) - 1.0)
+        store_rows(token + _STEP, _TILE_TOKEN_BYTES, step, whole)
     store_rows(token + _DECAY_STEP, _TILE_TOKEN_BYTES, decay_step, whole)
     store_rows(token + _STEP_U, _TILE_TOKEN_BYTES, step * u, whole)
 
@@ -250,13 +288,18 @@ def _scan_tile(scan, tile, memory, states):
         decay_step, step_u = load(token + _DECAY_STEP, whole), load(token + _STEP_U, whole)
         B = load_numbers(_walk(scan, scan.B, tile, number)[0], states)
         C = load_numbers(_walk(scan, scan.C, tile, number)[0], states)
-        state = each(_advance, (state, A, B, decay_step, step_u))
+        size = _size(scan, tile.b, _token(scan, number), tile.runs)
+        if size > 1:
+            step = load(token + _STEP, whole)
+            state = each(_advance_run, (state, A, B, decay_step, step_u, step, int(size)))
+        else:
+            state = each(_advance, (state, A, B, decay_step, step_u))
         store(token + _STEP_U, dot(C, state), whole)
     store_vectors(memory + states.value * VECTOR_BYTES, state)
 
 
 @kernel
-def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states):
+def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states, runs):
     """Scan some blocks of 16 channels of an image per task, those from `first` to `last`.
 
     All blocks of a task scan a tile of tokens before any goes on to the next one: so what is under
@@ -279,7 +322,7 @@ def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states):
             store_vectors(memory + states.value * VECTOR_BYTES, zeros(states))
             memory += block_bytes
         for start in range(0, scan.length, _TILE_TOKENS):
-            tile = _Tile(b, start, min(start + _TILE_TOKENS, scan.length), scratch)
+            tile = _Tile(b, start, min(start + _TILE_TOKENS, scan.length), scratch, runs)
             memory = scratch + _TILE_BYTES
             for block in range(first_block, last_block):
                 channels = _channels(scan, block)
@@ -290,8 +333,8 @@ def _forward(first, last, thread, scan, y, scratch, blocks_per_task, states):
 
 
 @kernel
-def _forward_team(threads, tasks, scan, y, scratch, blocks_per_task, states):
-    in_team(_forward, threads, tasks, (scan, y, scratch, blocks_per_task, states))
+def _forward_team(threads, tasks, scan, y, scratch, blocks_per_task, states, runs):
+    in_team(_forward, threads, tasks, (scan, y, scratch, blocks_per_task, states, runs))
 
 
 class _Gradients(NamedTuple):
@@ -318,11 +361,18 @@ class _Pass(NamedTuple):
     A: object
     tokens: int  # scratch memory for L tokens
     history: int  # scratch memory for L + 1 states and L decays
+    runs: object
 
 
-# one token of 16 channels in the scratch memory of the backward pass, from the third on
-_STEP, _SLOPE, _D_DECAY_STEP, _D_STEP_U = (VECTOR_BYTES * i for i in range(2, 6))
-_TOKEN_BYTES = 6 * VECTOR_BYTES
+# one token of 16 channels in the scratch memory of the backward pass, from the fourth on; the last
+# is there with sizes only
+_SLOPE, _D_DECAY_STEP, _D_STEP_U, _D_STEP = (VECTOR_BYTES * i for i in range(3, 7))
+_TOKEN_VECTORS = 6
+
+
+@inline
+def _token_memory(tokens, t, runs):
+    return tokens + t * (_TOKEN_VECTORS + runs.value) * VECTOR_BYTES
 
 
 @inline
@@ -331,24 +381,40 @@ def _history_bytes(length, states):
 
 
 @inline
-def _prepare_tokens(scan, channels, b, tokens):
+def _gain_and_slope(A, step, size):
+    """gamma and gamma' of a run of more than one token."""
+    ratio = exp2(step * A)
+    gain, slope = ratio + 1.0, ratio
+    for _ in range(2, size):
+        slope = ratio * (slope + gain)
+        gain = ratio * gain + 1.0
+    return gain, slope
+
+
+@inline
+def _prepare_tokens(scan, channels, b, tokens, runs):
     """The steps of every token, the slope of softplus there, and zeros for their gradients."""
     whole = first_lanes(LANES)
     offset, lanes = channels.offset, channels.lanes
     for t in range(scan.length):
-        token = tokens + t * _TOKEN_BYTES
+        token = _token_memory(tokens, t, runs)
         u = load(row_address(scan.u, b, t) + offset, lanes)
         step = load(row_address(scan.delta, b, t) + offset, lanes) + channels.delta_bias
         slope = splat(1.0)
         if scan.delta_softplus:
             slope = sigmoid(step)
             step = softplus(step)
-        store(token + _DECAY_STEP, _decay_step(scan, channels, _gap(scan, b, t), step), whole)
+        decay_step = _decay_step(scan, channels, _gap(scan, b, t), step)
+        if runs.value:
+            decay_step += step * (_size(scan, b, t, runs) - 1.0)
+        store(token + _DECAY_STEP, decay_step, whole)
         store(token + _STEP_U, step * u, whole)
         store(token + _STEP, step, whole)
         store(token + _SLOPE, slope, whole)
         store(token + _D_DECAY_STEP, splat(0.0), whole)
         store(token + _D_STEP_U, splat(0.0), whole)
+        if runs.value:
+            store(token + _D_STEP, splat(0.0), whole)
 
 
 @inline
@@ -359,14 +425,19 @@ def _recompute_states(scan, gradients, now, states):
     state = zeros(states)
     store_vectors(now.history, state)
     for i in range(scan.length):
-        t = scan.length - 1 - i if scan.reverse else i
-        token = now.tokens + t * _TOKEN_BYTES
+        t = _token(scan, i)
+        token = _token_memory(now.tokens, t, now.runs)
         prefetch(row_address(gradients.dy, now.b, t) + now.channels.offset)
         for rows in (gradients.du, gradients.ddelta):
             prefetch_to_write(row_address(rows, now.b, t) + now.channels.offset)
         B = load_numbers(row_address(scan.B, now.b, t) + now.first_state * FLOAT_BYTES, states)
         decay = exp2(load(token + _DECAY_STEP, whole) * now.A)
-        state = decay * state + B * load(token + _STEP_U, whole)
+        size = _size(scan, now.b, t, now.runs)
+        if size > 1:
+            gain, _ = _gain_and_slope(now.A, load(token + _STEP, whole), int(size))
+            state = decay * state + gain * (B * load(token + _STEP_U, whole))
+        else:
+            state = decay * state + B * load(token + _STEP_U, whole)
         store_vectors(now.history + (2 * i + 1) * states_bytes, decay)
         store_vectors(now.history + (2 * i + 2) * states_bytes, state)
 
@@ -380,8 +451,8 @@ def _walk_back(scan, gradients, now, dBC, dBC_stride, states):
     dA = zeros(states)
     carried = zeros(states)
     for i in range(scan.length - 1, -1, -1):
-        t = scan.length - 1 - i if scan.reverse else i
-        token = now.tokens + t * _TOKEN_BYTES
+        t = _token(scan, i)
+        token = _token_memory(now.tokens, t, now.runs)
         _prefetch_next(scan, now.b, t, offset)
         state_before = load_vectors(now.history + 2 * i * states_bytes, states)
         decay = load_vectors(now.history + (2 * i + 1) * states_bytes, states)
@@ -393,6 +464,14 @@ def _walk_back(scan, gradients, now, dBC, dBC_stride, states):
         carried = dstate * decay
         flow = carried * state_before
         dA += flow * load(token + _DECAY_STEP, whole)
+        size = _size(scan, now.b, t, now.runs)
+        if size > 1:
+            step = load(token + _STEP, whole)
+            gain, slope = _gain_and_slope(now.A, step, int(size))
+            gain_flow = dstate * slope * (B * load(token + _STEP_U, whole))
+            dA += gain_flow * step
+            add_to(token + _D_STEP, dot(gain_flow, now.A) * _LN_2, whole)
+            dstate *= gain
         dB_dC = lane_sums(dstate * load(token + _STEP_U, whole), state * dy)
         add_to(dBC + t * dBC_stride, dB_dC, whole)
         add_to(token + _D_STEP_U, dot(dstate, B), whole)
@@ -401,19 +480,21 @@ def _walk_back(scan, gradients, now, dBC, dBC_stride, states):
 
 
 @inline
-def _finish_tokens(scan, gradients, channels, b, tokens):
+def _finish_tokens(scan, gradients, channels, b, tokens, runs):
     """Write du and ddelta; returns the gradients of D, delta_bias and gap_step."""
     whole = first_lanes(LANES)
     offset, lanes = channels.offset, channels.lanes
     dD, ddelta_bias, dgap_step = splat(0.0), splat(0.0), splat(0.0)
     for t in range(scan.length):
-        token = tokens + t * _TOKEN_BYTES
+        token = _token_memory(tokens, t, runs)
         u = load(row_address(scan.u, b, t) + offset, lanes)
         dy = load(row_address(gradients.dy, b, t) + offset, lanes)
         gap = _gap(scan, b, t)
         dstep_u = load(token + _D_STEP_U, whole)
         ddecay_step = load(token + _D_DECAY_STEP, whole)
-        dstep = dstep_u * u + ddecay_step * (1.0 + gap * scan.gap_scale)
+        dstep = dstep_u * u + ddecay_step * (_size(scan, b, t, runs) + gap * scan.gap_scale)
+        if runs.value:
+            dstep += load(token + _D_STEP, whole)
         ddelta = dstep * load(token + _SLOPE, whole)
         du = dstep_u * load(token + _STEP, whole) + channels.D * dy
         store(row_address(gradients.du, b, t) + offset, du, lanes)
@@ -425,14 +506,14 @@ def _finish_tokens(scan, gradients, channels, b, tokens):
 
 
 @kernel
-def _backward(first, last, thread, partition, scan, gradients, scratch, passes, states):
+def _backward(first, last, thread, partition, scan, gradients, scratch, passes, states, runs):
     """Gradients from the tasks of the partition with numbers from `first` to `last`.
 
     `passes` times `states` states make N; `scratch` is the address of memory for the `tokens` and
     the `history` of a `_Pass` per thread.
     """
     align_stack()
-    tokens_bytes = scan.length * _TOKEN_BYTES
+    tokens_bytes = _token_memory(0, scan.length, runs)
     tokens = scratch + thread * (tokens_bytes + _history_bytes(scan.length, states.value))
     history = tokens + tokens_bytes
     whole = first_lanes(LANES)
@@ -447,26 +528,27 @@ def _backward(first, last, thread, partition, scan, gradients, scratch, passes, 
             dBC = gradients.dBC + (segment * partition.images + b) * scan.length * dBC_stride
             for block in range(first_block, last_block):
                 channels = _channels(scan, block)
-                _prepare_tokens(scan, channels, b, tokens)
+                _prepare_tokens(scan, channels, b, tokens, runs)
                 row = gradients.dparameters
                 row += (group * partition.blocks + block) * parameters_bytes
                 for part in range(passes):
                     first_state = part * states.value
                     A = _decay_rates(scan, block, first_state, channels.lanes, states)
-                    now = _Pass(b, channels, first_state, A, tokens, history)
+                    now = _Pass(b, channels, first_state, A, tokens, history, runs)
                     _recompute_states(scan, gradients, now, states)
                     part_dBC = dBC + part * VECTOR_BYTES
                     dA = _walk_back(scan, gradients, now, part_dBC, dBC_stride, states)
                     store_vectors(row, load_vectors(row, states) + dA)
                     row += states_bytes
-                for total in _finish_tokens(scan, gradients, channels, b, tokens):
+                for total in _finish_tokens(scan, gradients, channels, b, tokens, runs):
                     add_to(row, total, whole)
                     row += VECTOR_BYTES
 
 
 @kernel
-def _backward_team(threads, tasks, partition, scan, gradients, scratch, passes, states):
-    in_team(_backward, threads, tasks, (partition, scan, gradients, scratch, passes, states))
+def _backward_team(threads, tasks, partition, scan, gradients, scratch, passes, states, runs):
+    arguments = partition, scan, gradients, scratch, passes, states, runs
+    in_team(_backward, threads, tasks, arguments)
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -492,7 +574,7 @@ def scan_forward(call: ScanCall) -> Tensor:
     tasks = images * -(-blocks // blocks_per_task)
     bytes_per_thread = _TILE_BYTES + blocks_per_task * 2 * state_size * VECTOR_BYTES
     scratch, states = _scratch(tasks, bytes_per_thread), Static(state_size)
-    work = scan, Rows.of(y_BLE), scratch.data_ptr(), blocks_per_task, states
+    work = scan, Rows.of(y_BLE), scratch.data_ptr(), blocks_per_task, states, _runs(call)
     share(_forward_team, _forward, tasks, *work)
     return y_BLE
 
@@ -525,8 +607,10 @@ def scan_backward(dy_BLE: Tensor, call: ScanCall) -> tuple[Tensor | None, ...]:
         dBC.data_ptr(),
         dparameters.data_ptr(),
     )
-    scratch = _scratch(partition.tasks, length * _TOKEN_BYTES + _history_bytes(length, part))
-    work = partition, scan, gradients, scratch.data_ptr(), passes, Static(part)
+    runs = _runs(call)
+    tokens_bytes = length * (_TOKEN_VECTORS + runs.value) * VECTOR_BYTES
+    scratch = _scratch(partition.tasks, tokens_bytes + _history_bytes(length, part))
+    work = partition, scan, gradients, scratch.data_ptr(), passes, Static(part), runs
     share(_backward_team, _backward, partition.tasks, *work)
     dBC = ordered_sum(dBC)  # (B, L, passes, 16)
     dB_BLN = copied(dBC[..., :part]).view(images, length, state_size)
@@ -538,6 +622,10 @@ def scan_backward(dy_BLE: Tensor, call: ScanCall) -> tuple[Tensor | None, ...]:
         for row, parameter in enumerate((call.D, call.delta_bias, call.gap_step))
     ]
     return du_BLE, ddelta_BLE, dA_EN, dB_BLN, dC_BLN, *dparameters_E
+
+
+def _runs(call: ScanCall) -> Static:
+    return Static(int(call.sizes is not None))
 
 
 def _scratch(tasks: int, bytes_per_thread: int) -> Tensor:
@@ -558,6 +646,7 @@ def _checked(call: ScanCall) -> ScanCall:
         "delta_bias": (width,),
         "gap": (images, length),
         "gap_step": (width,),
+        "sizes": (images, length),
         "carry": (images, length, width),
         "z": (images, length, width),
     }
@@ -574,7 +663,7 @@ def _as_read(call: ScanCall) -> _Scan:
     def address(x: Tensor | None) -> int:
         return 0 if x is None else x.data_ptr()
 
-    rows = (call.u, call.delta, call.B, call.C, call.gap, call.carry, call.z)
+    rows = (call.u, call.delta, call.B, call.C, call.gap, call.sizes, call.carry, call.z)
     return _Scan(
         *(call.u.shape[1:]),
         *(Rows.of(x) for x in rows),

@@ -4,6 +4,10 @@ Tap k reads the token k places away, and `positions` say how far two kept tokens
 ascend, a token reads from its next K - 1 neighbours only, each with the weights of its distance;
 without positions the distance is the offset. One more row of weights holds zeros, for neighbours
 out of reach, so that the inner loops have no branches.
+
+With sizes, positions are the places of the last token of each run, and a token of size s has the
+weights of s taps from its distance on. Their sum is one more row of weights, of which there is one
+for each distance and size up to K; the gradient of a row goes to each tap in it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssmprune.errors import UsageError
+from ssmprune.scan.reference import last_places
 from ssmprune.scan.rows import Rows, checked, copied, row_address
 from ssmprune.scan.simd import (
     FLOAT_BYTES,
@@ -42,7 +47,8 @@ class _Conv(NamedTuple):
     """The inputs of a convolution.
 
     `weight` is of shape (E, K), the weights of a channel a row; `positions` is an int64 tensor of
-    shape (B, L), or at address 0 where the kept tokens count as neighbours.
+    shape (B, L), or at address 0 where the kept tokens count as neighbours. `sizes` is of shape
+    (B, L), or at address 0; `greatest` is that above which they make no difference: K, or 1.
     """
 
     length: int
@@ -52,6 +58,8 @@ class _Conv(NamedTuple):
     weight_stride: int
     bias: int
     positions: Rows
+    sizes: Rows
+    greatest: int
     reverse: bool
 
 
@@ -59,35 +67,51 @@ class _Conv(NamedTuple):
 
 
 @inline
+def _weight_rows(conv, taps):
+    """How many rows of weights there are besides the zeros: one for each size and distance."""
+    return conv.greatest * taps.value
+
+
+@inline
 def _weights_by_distance(conv, taps):
-    """The weights of shape (K + 1, E): row k those of the token k places away, row K zeros."""
-    table = np.zeros((taps.value + 1, conv.width), np.float32)
+    """The weights of shape (rows + 1, E): row (s - 1) K + k those of s tokens from k places away
+    on, the last row zeros."""
+    table = np.zeros((_weight_rows(conv, taps) + 1, conv.width), np.float32)
     for channel in range(conv.width):
         weights = conv.weight + channel * conv.weight_stride
         for distance in range(taps.value):
-            place = weights + (taps.value - 1 - distance) * FLOAT_BYTES
-            table[distance, channel] = load_number(place)
+            total = np.float32(0.0)
+            for size in range(1, conv.greatest + 1):
+                tap = taps.value - distance - size
+                if tap >= 0:
+                    total += load_number(weights + tap * FLOAT_BYTES)
+                table[(size - 1) * taps.value + distance, channel] = total
     return table
 
 
 @inline
 def _find_tap(conv, b, t, taps, tap):
-    """The token that a tap reads and the row of its weights: K where that is out of reach."""
+    """The token that a tap reads and the row of its weights: zeros where that is out of reach."""
     other = t + tap if conv.reverse else t - tap
     if other < 0 or other >= conv.length:
-        return t, taps.value
+        return t, _weight_rows(conv, taps)
     distance = tap
     if conv.positions.address != 0:
         here = load_integer(row_address(conv.positions, b, t))
         distance = abs(here - load_integer(row_address(conv.positions, b, other)))
-    return (other, distance) if distance < taps.value else (t, taps.value)
+    if distance >= taps.value:
+        return t, _weight_rows(conv, taps)
+    if conv.sizes.address != 0:
+        size = int(load_number(row_address(conv.sizes, b, other)))
+        distance += (min(size, conv.greatest) - 1) * taps.value
+    return other, distance
 
 
 @inline
 def _tap_addresses(conv, weights, b, t, taps, tap):
     """Where a tap's weights and its token's channels begin."""
-    token, distance = _find_tap(conv, b, t, taps, tap)
-    return weights + distance * conv.width * FLOAT_BYTES, row_address(conv.x, b, token)
+    token, row = _find_tap(conv, b, t, taps, tap)
+    return weights + row * conv.width * FLOAT_BYTES, row_address(conv.x, b, token)
 
 
 @inline
@@ -133,23 +157,24 @@ def _forward_team(threads, tasks, conv, y, taps):
 @inline
 def _gradient_addresses(conv, b, t, taps, dweight, row_bytes, dx, tap):
     """Where the gradients of a tap's weights and of its token's channels begin."""
-    token, distance = _find_tap(conv, b, t, taps, tap)
-    return dweight + distance * row_bytes, row_address(dx, b, token)
+    token, row = _find_tap(conv, b, t, taps, tap)
+    return dweight + row * row_bytes, row_address(dx, b, token)
 
 
 @kernel
 def _backward(first, last, thread, partition, conv, dy, dx, dparameters, taps):
     """Gradients for the tasks of the partition from `first` to `last`.
 
-    `dparameters` is the address of float32 zeros of shape (groups, K + 2, 16 blocks): the gradients
-    of the weights by distance, then that of the bias. Tokens are taken in scan order: a token's
-    row of dx is begun before later ones add to it.
+    `dparameters` is the address of float32 zeros of shape (groups, rows + 2, 16 blocks): the
+    gradients of `_weights_by_distance`, then that of the bias. Tokens are taken in scan order: a
+    token's row of dx is begun before later ones add to it.
     """
     table = _weights_by_distance(conv, taps)
     row_bytes = partition.blocks * VECTOR_BYTES
     for task in range(first, last):
-        dweight = dparameters + task // partition.segments * (taps.value + 2) * row_bytes
-        dbias = dweight + (taps.value + 1) * row_bytes
+        rows = _weight_rows(conv, taps)
+        dweight = dparameters + task // partition.segments * (rows + 2) * row_bytes
+        dbias = dweight + (rows + 1) * row_bytes
         first_block, last_block = blocks_of(partition, task)
         for b in range(*images_of(partition, task)):
             for walked in range(conv.length):
@@ -184,7 +209,12 @@ def _backward_team(threads, tasks, partition, conv, dy, dx, dparameters, taps):
 
 
 def conv_forward(
-    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None, reverse: bool
+    x_BLE: Tensor,
+    weight_EK: Tensor,
+    bias_E: Tensor,
+    positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
+    reverse: bool,
 ) -> Tensor:
     """The output of `reference.causal_conv1d_silu`, of shape (B, L, E).
 
@@ -193,8 +223,8 @@ def conv_forward(
     Raises:
         UsageError: A tensor has the wrong shape or type, or is not on the CPU.
     """
-    x_BLE, weight_EK, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
-    conv = _conv(x_BLE, weight_EK, bias_E, positions_BL, reverse)
+    inputs = _checked(x_BLE, weight_EK, bias_E, positions_BL, sizes_BL, reverse)
+    conv = _conv(*inputs, reverse)
     y_BLE = torch.empty(x_BLE.shape)
     y, taps = Rows.of(y_BLE), Static(weight_EK.shape[1])
     share(_forward_team, _forward, x_BLE.shape[0] * x_BLE.shape[1], conv, y, taps)
@@ -207,6 +237,7 @@ def conv_backward(
     weight_EK: Tensor,
     bias_E: Tensor,
     positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, given that of the output.
@@ -214,13 +245,14 @@ def conv_backward(
     Raises:
         UsageError: A tensor has the wrong shape or type, or is not on the CPU.
     """
-    x_BLE, weight_EK, bias_E, positions_BL = _checked(x_BLE, weight_EK, bias_E, positions_BL)
-    conv = _conv(x_BLE, weight_EK, bias_E, positions_BL, reverse)
+    inputs = _checked(x_BLE, weight_EK, bias_E, positions_BL, sizes_BL, reverse)
+    conv = _conv(*inputs, reverse)
     dy_BLE = checked("dy", dy_BLE, tuple(x_BLE.shape))
     width, taps = weight_EK.shape
     partition = Partition.of(x_BLE.shape[0], -(-width // LANES))
     dx_BLE = torch.empty(x_BLE.shape)
-    dparameters = torch.zeros(partition.groups, taps + 2, partition.blocks * LANES)
+    rows = conv.greatest * taps
+    dparameters = torch.zeros(partition.groups, rows + 2, partition.blocks * LANES)
     dy, dx, sums, static_taps = (
         Rows.of(dy_BLE),
         Rows.of(dx_BLE),
@@ -230,13 +262,30 @@ def conv_backward(
     tensors = conv, dy, dx, sums, static_taps
     share(_backward_team, _backward, partition.tasks, partition, *tensors)
     total = ordered_sum(dparameters)[:, :width]
-    return dx_BLE, copied(total[:taps].flip(0).t()), copied(total[taps + 1])
+    dweight_KE = _by_tap(total[:rows].view(conv.greatest, taps, width))
+    return dx_BLE, copied(dweight_KE.flip(0).t()), copied(total[rows + 1])
+
+
+def _by_tap(drows_SKE: Tensor) -> Tensor:
+    """Gradients of the taps, of shape (K, E), given those of the rows by size and distance."""
+    dweight_KE = ordered_sum(drows_SKE)
+    for further in range(1, len(drows_SKE)):  # a size above it has this tap too
+        dweight_KE[further:] += ordered_sum(drows_SKE[further:, :-further])
+    return dweight_KE
 
 
 def _checked(
-    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The inputs as the kernels read them: rows in one piece, positions as int64."""
+    x_BLE: Tensor,
+    weight_EK: Tensor,
+    bias_E: Tensor,
+    positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The inputs as the kernels read them: rows in one piece, positions as int64.
+
+    With sizes, positions are those of the unmerged sequence.
+    """
     x_BLE = checked("x", x_BLE, (None, None, None))
     images, length, width = x_BLE.shape
     weight_EK = checked("weight", weight_EK, (width, None))
@@ -252,11 +301,19 @@ def _checked(
                 f"positions must be of shape ({images}, {length}), got {tuple(positions_BL.shape)}."
             )
         positions_BL = positions_BL.long()
-    return x_BLE, weight_EK, bias_E, positions_BL
+    if sizes_BL is not None:
+        sizes_BL = checked("sizes", sizes_BL, (images, length))
+        positions_BL = last_places(sizes_BL, reverse)
+    return x_BLE, weight_EK, bias_E, positions_BL, sizes_BL
 
 
 def _conv(
-    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None, reverse: bool
+    x_BLE: Tensor,
+    weight_EK: Tensor,
+    bias_E: Tensor,
+    positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
+    reverse: bool,
 ) -> _Conv:
     return _Conv(
         *(x_BLE.shape[1:]),
@@ -265,5 +322,7 @@ def _conv(
         weight_EK.stride(0) * FLOAT_BYTES,
         bias_E.data_ptr(),
         Rows.of(positions_BL),
+        Rows.of(sizes_BL),
+        1 if sizes_BL is None else weight_EK.shape[1],
         bool(reverse),
     )

@@ -10,6 +10,8 @@ recomputes the states within, and walks back over them; so 2 sqrt(L) states of a
 memory, not L. What is summed over channels or images leaves the kernels as partial sums, and torch
 adds these in an order that depends on the shapes only.
 
+What is None, sizes above all, is not in the code of the kernel that is compiled for it.
+
 With `TRITON_INTERPRET=1` in the environment before triton is imported, everything here runs on the
 CPU, slowly.
 """
@@ -25,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmprune.scan.call import ScanCall
+from ssmprune.scan.reference import last_places
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
@@ -70,15 +73,43 @@ def _missing(gap, offset):
 
 
 @triton.jit
-def _decay_step(step, missing, gap, gap_step, gap_scale):
-    return step if gap is None else step + missing * (gap_step + gap_scale * step)
+def _size(sizes, offset):
+    """How many tokens one stands for."""
+    return 1.0 if sizes is None else tl.load(sizes + offset).to(tl.float32)
+
+
+@triton.jit
+def _decay_step(step, missing, gap, gap_step, gap_scale, size, sizes):
+    decay_step = step if gap is None else step + missing * (gap_step + gap_scale * step)
+    return decay_step if sizes is None else decay_step + (size - 1.0) * step
+
+
+@triton.jit
+def _gain(step, rates, size):
+    """gamma of a run of more than one token, for each channel and state."""
+    ratio = tl.exp2(step[:, None] * rates)
+    gain = 1.0 + ratio
+    for _ in range(2, size.to(tl.int32)):
+        gain = 1.0 + ratio * gain
+    return gain
+
+
+@triton.jit
+def _gain_and_slope(step, rates, size):
+    """The same and gamma'."""
+    ratio = tl.exp2(step[:, None] * rates)
+    gain, slope = 1.0 + ratio, ratio
+    for _ in range(2, size.to(tl.int32)):
+        slope = ratio * (slope + gain)
+        gain = 1.0 + ratio * gain
+    return gain, slope
 
 
 @triton.jit
 def _scan_forward(
-    y, u, delta, A, B, C, D, delta_bias, gap, gap_step,
+    y, u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes,
     u_image, u_token, delta_image, delta_token, B_image, B_token, C_image, C_token,
-    gap_image, gap_token, length, width, states, gap_scale,
+    gap_image, gap_token, size_image, size_token, length, width, states, gap_scale,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write y, of shape (B, L, E), for BLOCK_E channels of one image."""
@@ -101,11 +132,15 @@ def _scan_forward(
         if SOFTPLUS:
             step = _softplus(step)
         missing = _missing(gap, b * gap_image + t * gap_token)
-        decay_step = _decay_step(step, missing, gap, missing_step, gap_scale)
+        size = _size(sizes, b * size_image + t * size_token)
+        decay_step = _decay_step(step, missing, gap, missing_step, gap_scale, size, sizes)
         B_t = _load(B_rows + t * B_token, has_n)
         C_t = _load(C_rows + t * C_token, has_n)
         decay = tl.exp2(decay_step[:, None] * rates)
-        state = decay * state + (step * u_t)[:, None] * B_t[None, :]
+        entering = (step * u_t)[:, None] * B_t[None, :]
+        if sizes is not None and size > 1:
+            entering *= _gain(step, rates, size)
+        state = decay * state + entering
         y_t = tl.sum(state * C_t[None, :], 1) + skip * u_t
         tl.store(y + (b * length + t) * width + e, y_t, mask=has_e)
 
@@ -113,10 +148,10 @@ def _scan_forward(
 @triton.jit
 def _scan_backward(
     du, ddelta, dA, dB, dC, dparameters, history, dy,
-    u, delta, A, B, C, D, delta_bias, gap, gap_step,
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes,
     dy_image, dy_token,
     u_image, u_token, delta_image, delta_token, B_image, B_token, C_image, C_token,
-    gap_image, gap_token, length, width, states, gap_scale, chunk, chunks,
+    gap_image, gap_token, size_image, size_token, length, width, states, gap_scale, chunk, chunks,
     SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients that BLOCK_E channels of one image contribute.
@@ -149,10 +184,13 @@ def _scan_backward(
             if SOFTPLUS:
                 step = _softplus(step)
             missing = _missing(gap, b * gap_image + t * gap_token)
-            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale)
+            size = _size(sizes, b * size_image + t * size_token)
+            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale, size, sizes)
             step_u = step * _load(u_rows + t * u_token, has_e)
-            B_t = _load(B_rows + t * B_token, has_n)
-            state = tl.exp2(decay_step[:, None] * rates) * state + step_u[:, None] * B_t[None, :]
+            entering = step_u[:, None] * _load(B_rows + t * B_token, has_n)[None, :]
+            if sizes is not None and size > 1:
+                entering *= _gain(step, rates, size)
+            state = tl.exp2(decay_step[:, None] * rates) * state + entering
 
     carried = tl.zeros([BLOCK_E, BLOCK_N], tl.float32)
     dA_sum = tl.zeros([BLOCK_E, BLOCK_N], tl.float32)
@@ -172,10 +210,13 @@ def _scan_backward(
             if SOFTPLUS:
                 step = _softplus(step)
             missing = _missing(gap, b * gap_image + t * gap_token)
-            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale)
+            size = _size(sizes, b * size_image + t * size_token)
+            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale, size, sizes)
             step_u = step * _load(u_rows + t * u_token, has_e)
-            B_t = _load(B_rows + t * B_token, has_n)
-            state = tl.exp2(decay_step[:, None] * rates) * state + step_u[:, None] * B_t[None, :]
+            entering = step_u[:, None] * _load(B_rows + t * B_token, has_n)[None, :]
+            if sizes is not None and size > 1:
+                entering *= _gain(step, rates, size)
+            state = tl.exp2(decay_step[:, None] * rates) * state + entering
         tl.debug_barrier()
         for back in range(last - first):
             i = last - 1 - back
@@ -188,24 +229,37 @@ def _scan_backward(
                 slope = _sigmoid(step)
                 step = _softplus(step)
             missing = _missing(gap, b * gap_image + t * gap_token)
-            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale)
+            size = _size(sizes, b * size_image + t * size_token)
+            decay_step = _decay_step(step, missing, gap, missing_step, gap_scale, size, sizes)
             step_u = step * u_t
             B_t = _load(B_rows + t * B_token, has_n)
             C_t = _load(C_rows + t * C_token, has_n)
             before = tl.load(slots + (chunks + i - first) * slot, mask=has_cell, other=0.0)
             decay = tl.exp2(decay_step[:, None] * rates)
-            state = decay * before + step_u[:, None] * B_t[None, :]
+            entering = step_u[:, None] * B_t[None, :]
             dstate = C_t[None, :] * dy_t[:, None] + carried
             carried = dstate * decay
             flow = carried * before
 
             dA_sum += flow * decay_step[:, None]
+            if sizes is not None:
+                dgain_step = tl.zeros([BLOCK_E], tl.float32)
+                if size > 1:
+                    gain, gain_slope = _gain_and_slope(step, rates, size)
+                    gain_flow = dstate * gain_slope * entering
+                    dA_sum += gain_flow * step[:, None]
+                    dgain_step = tl.sum(gain_flow * rates, 1) * _LN_2
+                    entering *= gain
+                    dstate *= gain
+            state = decay * before + entering
             row = ((block * images + b) * length + t) * states + n
             tl.store(dB + row, tl.sum(dstate * step_u[:, None], 0), mask=has_n)
             tl.store(dC + row, tl.sum(state * dy_t[:, None], 0), mask=has_n)
             dstep_u = tl.sum(dstate * B_t[None, :], 1)
             ddecay_step = tl.sum(flow * rates, 1) * _LN_2
-            dstep = dstep_u * u_t + ddecay_step * (1.0 + missing * gap_scale)
+            dstep = dstep_u * u_t + ddecay_step * (size + missing * gap_scale)
+            if sizes is not None:
+                dstep += dgain_step
             ddelta_t = dstep * slope
             row = (b * length + t) * width + e
             tl.store(du + row, dstep_u * step + skip * dy_t, mask=has_e)
@@ -235,35 +289,49 @@ def _tap_of(positions, t, tap, position_token, length, TAPS: tl.constexpr, REVER
 
 @triton.jit
 def _convolve(
-    x_rows, x_token, positions, position_token, weight_rows, t, has_e, length, total,
-    TAPS: tl.constexpr, REVERSE: tl.constexpr,
+    x_rows, x_token, positions, position_token, sizes, size_token, weight_rows, t, has_e, length,
+    total, PASSES_ON: tl.constexpr, TAPS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Add what the taps read of a tile of tokens and channels to `total`."""
+    """Add what the taps read of a tile of tokens and channels to `total`.
+
+    A token has as many taps as its size: that which is read, or the reader if it `PASSES_ON` its
+    gradient.
+    """
     for tap in tl.static_range(TAPS):
         other, distance, reaches = _tap_of(positions, t, tap, position_token, length, TAPS, REVERSE)
         mask = reaches[:, None] & has_e[None, :]
         weight = _load(weight_rows + (TAPS - 1 - distance)[:, None], mask)
+        if sizes is not None:
+            token = t if PASSES_ON else other
+            size = tl.load(sizes + token * size_token, mask=reaches, other=1).to(tl.int32)
+            for further in tl.static_range(1, TAPS):
+                has_tap = (further < size) & (distance + further < TAPS)
+                place = weight_rows + (TAPS - 1 - distance - further)[:, None]
+                weight += _load(place, mask & has_tap[:, None])
         total += weight * _load(x_rows + other[:, None] * x_token, mask)
     return total
 
 
 @triton.jit
 def _conv_forward(
-    y, x, weight, bias, positions, x_image, x_token, position_image, position_token, length, width,
+    y, x, weight, bias, positions, sizes, x_image, x_token, position_image, position_token,
+    size_image, size_token, length, width,
     TAPS: tl.constexpr, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Write SiLU of the convolution, or without a bias the bare convolution, for a tile."""
+    """Write SiLU of the convolution for a tile, or without a bias what tokens pass on."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     e = tl.program_id(2) * BLOCK_E + tl.arange(0, BLOCK_E)
     has_e = e < width
     if positions is not None:
         positions += b * position_image
+    if sizes is not None:
+        sizes += b * size_image
     x_rows, weight_rows = x + b * x_image + e[None, :], weight + e[None, :] * TAPS
     total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32) + _parameter(bias, e, has_e)[None, :]
     total = _convolve(
-        x_rows, x_token, positions, position_token, weight_rows, t, has_e, length, total,
-        TAPS, REVERSE,
+        x_rows, x_token, positions, position_token, sizes, size_token, weight_rows, t, has_e,
+        length, total, bias is None, TAPS, REVERSE,
     )  # fmt: skip
     if bias is not None:
         total = total * _sigmoid(total)
@@ -273,8 +341,8 @@ def _conv_forward(
 
 @triton.jit
 def _conv_backward(
-    dtotal, dparameters, dy, x, weight, bias, positions, dy_image, dy_token,
-    x_image, x_token, position_image, position_token, length, width,
+    dtotal, dparameters, dy, x, weight, bias, positions, sizes, dy_image, dy_token,
+    x_image, x_token, position_image, position_token, size_image, size_token, length, width,
     TAPS: tl.constexpr, REVERSE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient before SiLU of a tile, and what it contributes to the parameters.
@@ -287,11 +355,13 @@ def _conv_backward(
     has_e = e < width
     if positions is not None:
         positions += b * position_image
+    if sizes is not None:
+        sizes += b * size_image
     x_rows, weight_rows = x + b * x_image + e[None, :], weight + e[None, :] * TAPS
     total = tl.zeros([BLOCK_T, BLOCK_E], tl.float32) + _parameter(bias, e, has_e)[None, :]
     total = _convolve(
-        x_rows, x_token, positions, position_token, weight_rows, t, has_e, length, total,
-        TAPS, REVERSE,
+        x_rows, x_token, positions, position_token, sizes, size_token, weight_rows, t, has_e,
+        length, total, False, TAPS, REVERSE,
     )  # fmt: skip
     mask = (t < length)[:, None] & has_e[None, :]
     gate = _sigmoid(total)
@@ -307,7 +377,12 @@ def _conv_backward(
             other, distance, reaches = _tap_of(
                 positions, t, tap, position_token, length, TAPS, REVERSE
             )
-            read = (reaches & (distance == far))[:, None] & has_e[None, :]
+            if sizes is None:
+                has_tap = distance == far
+            else:
+                size = tl.load(sizes + other * size_token, mask=reaches, other=1).to(tl.int32)
+                has_tap = (distance <= far) & (far < distance + size)
+            read = (reaches & has_tap)[:, None] & has_e[None, :]
             dweight += tl.sum(dtotal_t * _load(x_rows + other[:, None] * x_token, read), 0)
         tl.store(rows + (TAPS - 1 - far) * width, dweight, mask=has_e)
 
@@ -390,13 +465,21 @@ def scan_backward(dy_BLE: Tensor, call: ScanCall) -> tuple[Tensor | None, ...]:
 
 
 def conv_forward(
-    x_BLE: Tensor, weight_EK: Tensor, bias_E: Tensor, positions_BL: Tensor | None, reverse: bool
+    x_BLE: Tensor,
+    weight_EK: Tensor,
+    bias_E: Tensor,
+    positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
+    reverse: bool,
 ) -> Tensor:
     """The output of `reference.causal_conv1d_silu`, of the type of x.
 
     The rows of x are read where they are, so it may be a part of a wider tensor.
     """
-    return _convolved(_rows(x_BLE), weight_EK, bias_E.contiguous(), positions_BL, reverse)
+    if sizes_BL is not None:
+        positions_BL = last_places(sizes_BL, reverse)
+    places = positions_BL, sizes_BL
+    return _convolved(_rows(x_BLE), weight_EK, bias_E.contiguous(), *places, reverse)
 
 
 def conv_backward(
@@ -405,9 +488,12 @@ def conv_backward(
     weight_EK: Tensor,
     bias_E: Tensor,
     positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, given that of the output; each has the type of its input."""
+    if sizes_BL is not None:
+        positions_BL = last_places(sizes_BL, reverse)
     dy_BLE, x_BLE = _rows(dy_BLE), _rows(x_BLE)
     images, length, width = x_BLE.shape
     taps = weight_EK.shape[1]
@@ -417,11 +503,12 @@ def conv_backward(
     with torch.cuda.device_of(x_BLE):
         _conv_backward[grid](
             dtotal_BLE, dparameters, dy_BLE, x_BLE, weight_EK.contiguous(), bias_E.contiguous(),
-            positions_BL, *dy_BLE.stride()[:2], *x_BLE.stride()[:2], *_strides(positions_BL),
-            length, width, taps, reverse, _CONV_TOKENS, _CONV_CHANNELS, enable_fp_fusion=True,
+            positions_BL, sizes_BL, *dy_BLE.stride()[:2], *x_BLE.stride()[:2],
+            *_strides(positions_BL), *_strides(sizes_BL), length, width, taps, reverse,
+            _CONV_TOKENS, _CONV_CHANNELS, enable_fp_fusion=True,
         )  # fmt: skip
     # a token passes its gradient on to the tokens that its taps read: the other direction
-    dx_BLE = _convolved(dtotal_BLE, weight_EK, None, positions_BL, not reverse)
+    dx_BLE = _convolved(dtotal_BLE, weight_EK, None, positions_BL, sizes_BL, not reverse)
     total = dparameters.sum((0, 1))
     dweight_EK = total[:taps].t().contiguous().to(weight_EK.dtype)
     return dx_BLE.to(x_BLE.dtype), dweight_EK, total[taps].to(bias_E.dtype, copy=True)
@@ -432,14 +519,15 @@ def _convolved(
     weight_EK: Tensor,
     bias_E: Tensor | None,
     positions_BL: Tensor | None,
+    sizes_BL: Tensor | None,
     reverse: bool,
 ) -> Tensor:
     y_BLE = x_BLE.new_empty(x_BLE.shape)
     with torch.cuda.device_of(x_BLE):
         _conv_forward[_conv_grid(x_BLE)](
-            y_BLE, x_BLE, weight_EK.contiguous(), bias_E, positions_BL, *x_BLE.stride()[:2],
-            *_strides(positions_BL), *x_BLE.shape[1:], weight_EK.shape[1], reverse,
-            _CONV_TOKENS, _CONV_CHANNELS, enable_fp_fusion=True,
+            y_BLE, x_BLE, weight_EK.contiguous(), bias_E, positions_BL, sizes_BL,
+            *x_BLE.stride()[:2], *_strides(positions_BL), *_strides(sizes_BL), *x_BLE.shape[1:],
+            weight_EK.shape[1], reverse, _CONV_TOKENS, _CONV_CHANNELS, enable_fp_fusion=True,
         )  # fmt: skip
     return y_BLE
 
@@ -464,5 +552,6 @@ def _scan_arguments(call: ScanCall) -> tuple[list[Tensor | None], list[int]]:
     D, delta_bias, gap_step = (
         None if x is None else x.contiguous() for x in (call.D, call.delta_bias, call.gap_step)
     )
-    tensors = [u, delta, call.A.contiguous(), B, C, D, delta_bias, call.gap, gap_step]
-    return tensors, [stride for x in (u, delta, B, C, call.gap) for stride in _strides(x)]
+    tensors = [u, delta, call.A.contiguous(), B, C, D, delta_bias, call.gap, gap_step, call.sizes]
+    strided = u, delta, B, C, call.gap, call.sizes
+    return tensors, [stride for x in strided for stride in _strides(x)]

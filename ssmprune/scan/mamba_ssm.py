@@ -1,8 +1,8 @@
 """mamba-ssm's CUDA scan and causal-conv1d's convolution as a backend, where they work.
 
-They are channel-first, (B, E, L), know one direction and no gaps. Transposes and flips around them
-are part of what this backend costs. Gaps go into its inputs: with d the step and Gamma the extra
-decay step, the scan over
+They are channel-first, (B, E, L), know one direction, no gaps and no sizes. Transposes and flips
+around them are part of what this backend costs. Gaps go into its inputs: with d the step and Gamma
+the extra decay step, the scan over
 
     d' = d + Gamma,        u' = u d / d'
 
@@ -27,23 +27,23 @@ _CONV_TAPS = range(2, 5)
 
 
 def selective_scan(call: ScanCall) -> Tensor:
-    """The output of `reference.selective_scan` without a gate, of shape (B, L, E).
+    """The output of `reference.selective_scan` without a gate and sizes, of shape (B, L, E).
 
     With gaps, every step must be positive or zero.
     """
-    u, delta, A, B, C, D, delta_bias, gap, gap_step, gap_scale, delta_softplus, reverse, *_ = call
+    u, delta, A, B, C, D, delta_bias, gap, gap_step, _, gap_scale, softplus, reverse, *_ = call
     A = _widened(A)
     D, delta_bias = (None if x is None else _widened(x) for x in (D, delta_bias))
     skip = None
     if gap is not None:
         skip = None if D is None else D * u
         step = delta if delta_bias is None else delta + delta_bias
-        step = F.softplus(step) if delta_softplus else step
+        step = F.softplus(step) if softplus else step
         u, delta = _rescaled(u, step, gap[..., None], gap_step, gap_scale)
-        D, delta_bias, delta_softplus = None, None, False
+        D, delta_bias, softplus = None, None, False
     u, delta, B, C = (_channel_first(x.to(u.dtype), reverse) for x in (u, delta, B, C))
     y: Tensor = _scan_function()(
-        u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus
+        u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=softplus
     )
     y = _channel_last(y, reverse)
     return y if skip is None else (y + skip).to(u.dtype)
@@ -75,15 +75,21 @@ def _channel_last(x: Tensor, reverse: bool) -> Tensor:
 
 
 def causal_conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor | None,
+    reverse: bool,
+    sizes: Tensor | None,
 ) -> Tensor:
     """The convolution of `reference.causal_conv1d_silu`, of the type of x.
 
-    causal-conv1d takes 2 to 4 taps and no positions: anything else runs in plain torch, and so
-    does everything where it is not installed (`conv_failure`).
+    causal-conv1d takes 2 to 4 taps, no positions and no sizes: anything else runs in plain torch,
+    and so does everything where it is not installed (`conv_failure`).
     """
-    if positions is not None or weight.shape[1] not in _CONV_TAPS or conv_failure() is not None:
-        return reference.causal_conv1d_silu(x, weight, bias, positions, reverse).to(x.dtype)
+    are_neighbours = positions is None and sizes is None
+    if not are_neighbours or weight.shape[1] not in _CONV_TAPS or conv_failure() is not None:
+        return reference.causal_conv1d_silu(x, weight, bias, positions, reverse, sizes).to(x.dtype)
     x_first = _channel_first(x, reverse).contiguous()
     y: Tensor = _conv_function()(x_first, weight, bias, activation="silu")
     return _channel_last(y, reverse)

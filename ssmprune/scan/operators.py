@@ -46,6 +46,7 @@ def selective_scan(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     gap_step: Tensor | None,
+    sizes: Tensor | None,
     gap_scale: float,
     delta_softplus: bool,
     reverse: bool,
@@ -54,7 +55,7 @@ def selective_scan(
     z: Tensor | None = None,
 ) -> Tensor:
     """`carry` and `z` are for the CPU without gradients; elsewhere they are torch's business."""
-    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes
     call = ScanCall(*inputs, gap_scale, delta_softplus, reverse, carry, z)
     y: Tensor = _scan_kernels(backend).scan_forward(call)
     return y
@@ -77,13 +78,14 @@ def _selective_scan_backward(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     gap_step: Tensor | None,
+    sizes: Tensor | None,
     gap_scale: float,
     delta_softplus: bool,
     reverse: bool,
     backend: str,
 ) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, and of those of D, delta_bias, gap_step that are there."""
-    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step
+    inputs = u, delta, A, B, C, D, delta_bias, gap, gap_step, sizes
     call = ScanCall(*inputs, gap_scale, delta_softplus, reverse)
     gradients = _scan_kernels(backend).scan_backward(dy, call)
     return [gradient for gradient in gradients if gradient is not None]
@@ -131,9 +133,15 @@ selective_scan.register_autograd(_scan_gradients, setup_context=_scan_context)
 
 @torch.library.custom_op("ssmprune::causal_conv1d_silu", mutates_args=())
 def causal_conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None, reverse: bool, backend: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor | None,
+    sizes: Tensor | None,
+    reverse: bool,
+    backend: str,
 ) -> Tensor:
-    y: Tensor = _conv_kernels(backend).conv_forward(x, weight, bias, positions, reverse)
+    y: Tensor = _conv_kernels(backend).conv_forward(x, weight, bias, positions, sizes, reverse)
     return y
 
 
@@ -149,11 +157,12 @@ def _causal_conv1d_silu_backward(
     weight: Tensor,
     bias: Tensor,
     positions: Tensor | None,
+    sizes: Tensor | None,
     reverse: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dweight, dbias = _conv_kernels(backend).conv_backward(
-        dy, x, weight, bias, positions, reverse
+        dy, x, weight, bias, positions, sizes, reverse
     )
     return dx, dweight, dbias
 
@@ -166,13 +175,13 @@ def _(
 
 
 def _conv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.settings = inputs[4:]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.settings = inputs[5:]
 
 
 def _conv_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias = _causal_conv1d_silu_backward(dy, *ctx.saved_tensors, *ctx.settings)
-    return dx, dweight, dbias, None, None, None
+    return dx, dweight, dbias, None, None, None, None
 
 
 causal_conv1d_silu.register_autograd(_conv_gradients, setup_context=_conv_context)

@@ -6,6 +6,15 @@ For channel e and state n, with the step d_t = softplus(delta_t + delta_bias),
 
 (Gu and Dao, "Mamba", arXiv 2312.00752, with Gamma = 0). Gamma_t is the extra decay over the
 tokens that were pruned just before t in scan order: see `Gaps`.
+
+A token of size s stands for a run of s equal tokens one after the other. Their s steps are one,
+
+    h_t = exp(A (s d_t + Gamma_t)) h_{t-1} + gamma_t d_t B_t u_t,
+    gamma_t = 1 + a + a^2 + ... + a^(s-1) with a = exp(A d_t),
+
+by the sum of a geometric series, and y_t is the output after the last of the run in scan order.
+gamma is computed by Horner's rule, gamma <- 1 + a gamma, s - 1 times from 1: exact for s = 1, and
+never more work than the run itself.
 """
 
 from __future__ import annotations
@@ -43,6 +52,7 @@ def selective_scan(
     delta_softplus: bool = False,
     gaps: Gaps | None = None,
     reverse: bool = False,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the scan one token after the other.
 
@@ -58,6 +68,8 @@ def selective_scan(
         delta_softplus: Apply softplus to the biased step.
         gaps: Decay over pruned tokens.
         reverse: Walk from the last token to the first.
+        sizes: How many equal tokens each one stands for, (B, L): whole numbers from 1 on, which is
+            not checked. None for all ones. A constant for gradients.
 
     Returns:
         Output of shape (B, L, E), in token order, and the last state, of shape (B, E, N).
@@ -68,16 +80,30 @@ def selective_scan(
     if gaps is not None:
         missing_step = gaps.scale * step if gaps.step_E is None else gaps.step_E + gaps.scale * step
         decay_step = step + gaps.count_BL[..., None] * missing_step
+    if sizes is not None:
+        decay_step = decay_step + (sizes.detach()[..., None] - 1) * step
     length = u.shape[1]
     state = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])  # (B, E, N)
     outputs: list[Tensor] = []
     for t in reversed(range(length)) if reverse else range(length):
         decay = torch.exp(decay_step[:, t, :, None] * A)  # (B, E, N)
-        state = decay * state + (step[:, t] * u[:, t])[..., None] * _channels(B, t, u.shape[2])
+        entering = (step[:, t] * u[:, t])[..., None] * _channels(B, t, u.shape[2])
+        if sizes is not None:
+            entering = entering * _gain(step[:, t, :, None] * A, sizes[:, t])
+        state = decay * state + entering
         outputs.append((state * _channels(C, t, u.shape[2])).sum(-1))  # (B, E)
     y = torch.stack(outputs[::-1] if reverse else outputs, dim=1)
     y = y if D is None else y + D * u
     return y if z is None else y * F.silu(z), state
+
+
+def _gain(rate: Tensor, sizes: Tensor) -> Tensor:
+    """gamma of shape (B, E, N), given A d of that shape and sizes of shape (B,)."""
+    decay = torch.exp(rate)
+    gain = torch.ones_like(decay)
+    for size in range(2, int(sizes.max()) + 1):
+        gain = torch.where(sizes[:, None, None] >= size, 1 + decay * gain, gain)
+    return gain
 
 
 def _channels(weights: Tensor, t: int, channels: int) -> Tensor:
@@ -90,13 +116,19 @@ def _channels(weights: Tensor, t: int, channels: int) -> Tensor:
 
 
 def causal_conv1d_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, positions: Tensor | None = None, reverse: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor | None = None,
+    reverse: bool = False,
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """Depth-wise causal convolution followed by SiLU.
 
     Tap k of the kernel reads the token k places earlier (later if `reverse`). With `positions` a
     place is one of the unpruned sequence, and a pruned token reads as zero; without, the kept
-    tokens count as neighbours.
+    tokens count as neighbours. With `sizes` a token of size s is read as s equal tokens, by the sum
+    of their taps, and the output is that of the last one in the order of the taps.
 
     Args:
         x: Input of shape (B, L, E).
@@ -104,6 +136,8 @@ def causal_conv1d_silu(
         bias: Bias of shape (E,).
         positions: Ascending original positions of shape (B, L), integers.
         reverse: Read later tokens instead of earlier ones.
+        sizes: How many equal tokens each one stands for, (B, L), in place of `positions`; as the
+            scan takes them.
 
     Returns:
         Output of shape (B, L, E).
@@ -111,7 +145,16 @@ def causal_conv1d_silu(
     length, taps = x.shape[1], weight.shape[1]
     # row k: weight of the token k places away; a last row of zeros for everything further
     weight_KE = torch.cat([weight.flip(1).t(), weight.new_zeros(1, weight.shape[0])])
-    y = bias + weight_KE[0] * x
+    if sizes is not None:
+        positions = last_places(sizes, reverse)
+        zeros = weight.new_zeros(taps, weight.shape[0])
+        # row (s - 1, k): weight of s tokens from k places away on; more than K add nothing
+        shifted = torch.cat([weight_KE, zeros]).unfold(0, taps + 1, 1).transpose(1, 2)[:taps]
+        weight_SKE = shifted.cumsum(0)
+        extra = sizes.clamp(max=taps).long() - 1
+        y = bias + weight_SKE[extra, 0] * x
+    else:
+        y = bias + weight_KE[0] * x
     for offset in range(1, min(taps, length)):
         if reverse:
             here, there = slice(None, length - offset), slice(offset, None)
@@ -120,8 +163,15 @@ def causal_conv1d_silu(
         if positions is None:
             tap: Tensor = weight_KE[offset]
         else:
-            distance = (positions[:, here] - positions[:, there]).abs().clamp(max=taps)
-            tap = weight_KE[distance.long()]  # (B, L - offset, E)
-        term = tap * x[:, there]
+            distance = (positions[:, here] - positions[:, there]).abs().clamp(max=taps).long()
+            tap = weight_KE[distance] if sizes is None else weight_SKE[extra[:, there], distance]
+        term = tap * x[:, there]  # (B, L - offset, E)
         y = y + F.pad(term, (0, 0, 0, offset) if reverse else (0, 0, offset, 0))
     return F.silu(y)
+
+
+def last_places(sizes: Tensor, reverse: bool) -> Tensor:
+    """The place in the unmerged sequence of the last token of each run in scan order, (B, L)."""
+    whole = sizes.long()
+    ends = whole.cumsum(1)
+    return ends - whole if reverse else ends - 1

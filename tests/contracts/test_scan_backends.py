@@ -75,6 +75,14 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     yield runner
 
 
+@pytest.fixture(scope="module")
+def sized_runner(runner: Runner) -> Runner:
+    """A backend whose scan takes sizes."""
+    if runner.name == "mamba_ssm":
+        pytest.skip("mamba-ssm's kernel takes no sizes")
+    return runner
+
+
 def install_stand_ins(patch: pytest.MonkeyPatch) -> None:
     """Put modules with the documented functions where mamba-ssm and causal-conv1d would be."""
     interface = ModuleType("mamba_ssm.ops.selective_scan_interface")
@@ -124,7 +132,7 @@ def part_of_wider(x: Tensor) -> Tensor:
 
 
 def scan_inputs(
-    seed: int, B: int, L: int, E: int, N: int, optional: bool, gaps: bool
+    seed: int, B: int, L: int, E: int, N: int, optional: bool, gaps: bool, sized: bool = False
 ) -> dict[str, Tensor | None]:
     random = torch.Generator().manual_seed(seed)
 
@@ -143,7 +151,13 @@ def scan_inputs(
         "delta_bias": normal(E).abs() if optional else None,
         "count": torch.randint(0, 6, (B, L), generator=random).float() if gaps else None,
         "step": normal(E).abs() / 4 if gaps and optional else None,
+        "sizes": run_sizes(random, B, L) if sized else None,
     }
+
+
+def run_sizes(random: torch.Generator, B: int, L: int) -> Tensor:
+    """From 1 to 5, half of them 1."""
+    return torch.randint(-3, 6, (B, L), generator=random).clamp(min=1).float()
 
 
 def scan_on(
@@ -176,8 +190,9 @@ def assert_like_the_reference(runner: Runner, inputs: dict[str, Tensor | None], 
     results = []
     for each in (runner, RUNNERS["reference"]):
         leaves = {k: None if x is None else x.double().requires_grad_() for k, x in inputs.items()}
-        if leaves["count"] is not None:
-            leaves["count"].requires_grad_(False)
+        for name in ("count", "sizes"):
+            if leaves[name] is not None:
+                leaves[name].requires_grad_(False)
         y = scan_on(each, leaves, *settings)
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y).to(y.device))
         gradients = {k: x.grad for k, x in leaves.items() if x is not None and x.requires_grad}
@@ -200,6 +215,40 @@ def test_scan_and_its_gradients_equal_the_reference(
 ):
     inputs = scan_inputs(seed, B, L, E, N, optional, gaps)
     assert_like_the_reference(runner, inputs, scale, softplus, reverse)
+
+
+@few_examples
+@example(0, 1, 17, 17, 16, True, True, True, True, 0.5)
+@given(
+    seeds, st.integers(1, 2), lengths, widths, st.sampled_from([3, 16]), *[st.booleans()] * 4,
+    st.sampled_from([0.0, 0.5]),
+)  # fmt: skip
+def test_scan_of_runs_and_its_gradients_equal_the_reference(
+    sized_runner, seed, B, L, E, N, optional, gaps, softplus, reverse, scale
+):
+    inputs = scan_inputs(seed, B, L, E, N, optional, gaps, sized=True)
+    assert_like_the_reference(sized_runner, inputs, scale, softplus, reverse)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_with_sizes_of_one_is_the_one_without_bit_by_bit(sized_runner, gaps, reverse):
+    inputs = scan_inputs(0, 2, 5, 17, 3, optional=True, gaps=gaps)
+    results = []
+    for sizes in (None, torch.ones(2, 5)):
+        leaves = [sized_runner.put(inputs[name]).requires_grad_() for name in ("u", "delta", "A")]
+        given = inputs | dict(zip(("u", "delta", "A"), leaves, strict=True)) | {"sizes": sizes}
+        y = scan_on(sized_runner, given, 0.5, True, reverse)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_scan_of_runs_with_steps_of_zero_equals_the_reference(sized_runner):
+    inputs = scan_inputs(0, 1, 4, 5, 3, optional=True, gaps=True, sized=True)
+    inputs["sizes"][:] = 3.0
+    inputs["delta"][:, 1:3] = 0.0
+    inputs["delta_bias"].zero_()
+    assert_like_the_reference(sized_runner, inputs, 0.5, False)
 
 
 @pytest.mark.parametrize("softplus", [True, False])
@@ -240,15 +289,20 @@ def test_scan_keeps_what_is_not_finite_in_its_channel(runner, name, value):
 
 
 @few_examples
-@example(0, 1, 19, 70, 4, True, True)
-@given(seeds, st.integers(1, 2), lengths, widths, st.integers(1, 4), st.booleans(), st.booleans())
+@example(0, 1, 19, 70, 4, True, "positions")
+@example(0, 1, 19, 70, 4, True, "sizes")
+@given(
+    seeds, st.integers(1, 2), lengths, widths, st.integers(1, 4), st.booleans(),
+    st.sampled_from(["neighbours", "positions", "sizes"]),
+)  # fmt: skip
 def test_convolution_and_its_gradients_equal_the_reference(
-    runner, seed, B, L, E, K, reverse, pruned
+    runner, seed, B, L, E, K, reverse, distances
 ):
     random = torch.Generator().manual_seed(seed)
     values = [torch.randn(shape, generator=random) for shape in ((B, L, E), (E, K), (E,))]
     positions = None
-    if pruned:
+    sizes = run_sizes(random, B, L) if distances == "sizes" else None
+    if distances == "positions":
         order = torch.rand(B, 2 * L, generator=random).argsort(1)
         positions = order[:, :L].sort(1).values.to(torch.int32 if L % 2 else torch.int64)
     results = []
@@ -256,7 +310,8 @@ def test_convolution_and_its_gradients_equal_the_reference(
         leaves = [x.double().requires_grad_() for x in values]
         x, weight, bias = (each.put(leaf) for leaf in leaves)
         places = None if positions is None else positions.to(each.device)
-        y = causal_conv1d_silu(part_of_wider(x), weight, bias, places, reverse, each.name)
+        runs = None if sizes is None else each.put(sizes)
+        y = causal_conv1d_silu(part_of_wider(x), weight, bias, places, reverse, each.name, runs)
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y).to(y.device))
         results.append([y.detach(), *(leaf.grad for leaf in leaves)])
     for name, found, expected in zip(("y", "x", "weight", "bias"), *results, strict=True):
@@ -278,12 +333,14 @@ def test_convolution_and_its_gradients_equal_the_reference(
         ("carry", lambda x: x[:, :1], r"carry must be of shape \(2, 5, 6\)"),
         ("count", lambda x: x[:, 1:], r"gaps.count_BL must be of shape \(2, 5\)"),
         ("step", lambda x: x[:3], r"gaps.step_E must be of shape \(6,\)"),
+        ("sizes", lambda x: x[:, 1:], r"sizes must be of shape \(2, 5\)"),
+        ("sizes", lambda x: x.int(), "sizes must be float.*got torch.int32; convert"),
         ("A", lambda x: x.to("meta"), "A must be on .* as the sequence is, got meta; move it"),
         ("C", lambda x: x.int(), "C must be float.*got torch.int32; convert"),
     ],
 )
 def test_scan_refuses_what_does_not_go_with_its_first_input(runner, name, change, message):
-    inputs = scan_inputs(0, 2, 5, 6, 3, optional=True, gaps=True)
+    inputs = scan_inputs(0, 2, 5, 6, 3, optional=True, gaps=True, sized=True)
     given = {key: runner.put(x) for key, x in inputs.items()}
     given[name] = change(given[name])
     gaps = Gaps(given.pop("count"), given.pop("step"), 0.0)
@@ -309,6 +366,8 @@ def test_scan_refuses_single_beside_double_precision(runner):
         ("bias", lambda x: x.to("meta"), "bias must be on .*got meta"),
         ("positions", lambda x: x.float(), "positions must be int32 or int64, got torch.float32"),
         ("positions", lambda x: x[:, :2], r"positions must be of shape \(2, 5\) .*got \(2, 2\)"),
+        ("sizes", lambda x: x[:, :4], r"sizes must be of shape \(2, 5\) .*got \(2, 4\)"),
+        ("sizes", lambda x: x.int(), "sizes must be float.*got torch.int32"),
     ],
 )
 def test_convolution_refuses_what_does_not_go_with_its_first_input(runner, name, change, message):
@@ -317,10 +376,27 @@ def test_convolution_refuses_what_does_not_go_with_its_first_input(runner, name,
         "weight": runner.put(torch.zeros(6, 4)),
         "bias": runner.put(torch.zeros(6)),
         "positions": runner.put(torch.arange(5).expand(2, -1)),
+        "sizes": runner.put(torch.ones(2, 5)),
     }
+    given["positions" if name == "sizes" else "sizes"] = None
     given[name] = change(given[name])
     with pytest.raises(UsageError, match=message):
         causal_conv1d_silu(**given, backend=runner.name)
+
+
+def test_convolution_refuses_positions_beside_sizes(runner):
+    x, weight, bias = (runner.put(torch.zeros(shape)) for shape in ((2, 5, 6), (6, 4), (6,)))
+    positions = runner.put(torch.arange(5).expand(2, -1))
+    sizes = runner.put(torch.ones(2, 5))
+    with pytest.raises(UsageError, match="must get positions or sizes, got both"):
+        causal_conv1d_silu(x, weight, bias, positions, backend=runner.name, sizes=sizes)
+
+
+def test_mamba_ssm_refuses_sizes(monkeypatch):
+    install_stand_ins(monkeypatch)
+    with pytest.raises(UsageError, match=r"'mamba_ssm' must get sizes of None, got \(1, 4\); use"):
+        scan_on(RUNNERS["mamba_ssm-stand-in"], scan_inputs(0, 1, 4, 5, 3, True, True, sized=True))
+    forget_probes()
 
 
 def test_every_backend_has_a_runner():

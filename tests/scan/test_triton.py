@@ -38,13 +38,15 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def scan_tensors(B: int, L: int, E: int, N: int, device: str) -> tuple[torch.Tensor, ...]:
-    """u, delta, A, B, C, D, delta_bias, gap counts and steps."""
+    """u, delta, A, B, C, D, delta_bias, gap counts and steps, sizes."""
     random = torch.Generator().manual_seed(0)
     sequences = [torch.randn(B, L, n, generator=random) for n in (E, E, N, N)]
     u, delta, B_BLN, C_BLN = sequences
     A, D = -torch.rand(E, N, generator=random), torch.randn(E, generator=random)
     count = torch.randint(0, 4, (B, L), generator=random).float()
-    parameters = (D, torch.rand(E, generator=random) - 4, count, torch.rand(E, generator=random))
+    sizes = torch.randint(1, 4, (B, L), generator=random).float()
+    bias, step = torch.rand(E, generator=random) - 4, torch.rand(E, generator=random)
+    parameters = (D, bias, count, step, sizes)
     return tuple(x.to(device) for x in (u, delta, A, B_BLN, C_BLN, *parameters))
 
 
@@ -54,16 +56,19 @@ def assert_rounded(found: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype)
     assert torch.allclose(found.float(), exact, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("sized", [False, True])
 @pytest.mark.parametrize(("L", "E", "N"), [(26, 3, 2), (2, 150, 1), (2, 3, 100), (1, 1, 300)])
-def test_scan_is_exact_over_many_chunks_blocks_and_states(device, L, E, N):
-    inputs = scan_tensors(1, L, E, N, device)
+def test_scan_is_exact_over_many_chunks_blocks_and_states(device, L, E, N, sized):
+    *inputs, sizes = scan_tensors(1, L, E, N, device)
+    sizes = sizes if sized else None
     exact = [x.double().cpu().requires_grad_(i != 7) for i, x in enumerate(inputs)]
     u, delta, A, B, C, D, bias, count, step = exact
     expected, _ = reference.selective_scan(
-        u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5)
-    )
+        u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5),
+        sizes=None if sizes is None else sizes.cpu(),
+    )  # fmt: skip
     expected.sum().backward()
-    arguments = (*inputs, 0.5, True, False)
+    arguments = (*inputs, sizes, 0.5, True, False)
     found = gpu.scan_forward(ScanCall(*arguments))
     assert relative_error(found.cpu(), expected.detach()) <= 2e-6
     dy = torch.ones(1, device=device).expand(1, L, E)
@@ -75,15 +80,16 @@ def test_scan_is_exact_over_many_chunks_blocks_and_states(device, L, E, N):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_read_and_written_as_it_is_and_scanned_in_float32(device, dtype):
-    u, delta, A, B, C, D, bias, count, step = scan_tensors(1, 6, 5, 4, device)
-    u, delta, B = (x.to(dtype) for x in (u, delta, B))  # C stays float32
+    u, delta, A, B, C, D, bias, count, step, sizes = scan_tensors(1, 6, 5, 4, device)
+    u, delta, B, sizes = (x.to(dtype) for x in (u, delta, B, sizes))  # C stays float32
     halves = [x.clone().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
     wide = [x.float().clone().requires_grad_() for x in (u, delta, A, B, C, D, bias)]
     results = []
     for u, delta, A, B, C, D, bias in (halves, wide):
         y = selective_scan(
-            u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5), backend="triton"
-        )
+            u, delta, A, B, C, D, None, bias, True, Gaps(count, step, 0.5), backend="triton",
+            sizes=sizes,
+        )  # fmt: skip
         y.backward(torch.ones_like(y))
         results.append(y.detach())
     assert_rounded(*results, dtype)
@@ -108,18 +114,21 @@ def test_convolution_in_half_precision_equals_float32_rounded(device, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("optional", [True, False])
 def test_fake_results_are_laid_out_and_typed_as_the_kernels_are(device, dtype, optional):
-    u, delta, A, B, C, D, bias, count, step = scan_tensors(2, 3, 5, 4, device)
+    u, delta, A, B, C, D, bias, count, step, sizes = scan_tensors(2, 3, 5, 4, device)
     u, delta, B = (x.to(dtype) for x in (u, delta, B))  # the parameters and C stay float32
-    given = (D, bias, count, step) if optional else (None,) * 4
+    given = (D, bias, count, step, sizes) if optional else (None,) * 5
     scan = (u, delta, A, B, C, *given, 0.5, True, False, "triton")
     weight, conv_bias = A.contiguous(), D
     positions = torch.arange(0, 6, 2, device=device).expand(2, -1) if optional else None
-    conv = (u, weight, conv_bias, positions, True, "triton")
+    conv = (u, weight, conv_bias, positions, None, True, "triton")
+    runs = (u, weight, conv_bias, None, sizes, True, "triton")
     for operator, arguments in (
         (operators.selective_scan, scan),
         (operators._selective_scan_backward, (u, *scan)),
         (operators.causal_conv1d_silu, conv),
         (operators._causal_conv1d_silu_backward, (u, *conv)),
+        (operators.causal_conv1d_silu, runs),
+        (operators._causal_conv1d_silu_backward, (u, *runs)),
     ):
         with FakeTensorMode() as mode:
             promised = operator(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
@@ -133,16 +142,17 @@ def layout(x: torch.Tensor) -> tuple:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own check
 def test_kernels_are_proper_torch_operators(device):
-    *tensors, count, step = scan_tensors(1, 2, 3, 2, device)
+    *tensors, count, step, sizes = scan_tensors(1, 2, 3, 2, device)
     leaves = [x.requires_grad_() for x in tensors]
-    scan = (*leaves, count, step.requires_grad_(), 0.5, True, False, "triton")
+    scan = (*leaves, count, step.requires_grad_(), sizes, 0.5, True, False, "triton")
     torch.library.opcheck(operators.selective_scan, scan)
     x, weight, bias = (
         torch.rand(shape, device=device).requires_grad_() for shape in ((1, 2, 3), (3, 2), (3,))
     )
     positions = torch.tensor([[0, 2]], device=device)
-    conv = (x, weight, bias, positions, True, "triton")
-    torch.library.opcheck(operators.causal_conv1d_silu, conv)
+    for distances in ((positions, None), (None, sizes)):
+        conv = (x, weight, bias, *distances, True, "triton")
+        torch.library.opcheck(operators.causal_conv1d_silu, conv)
 
 
 @torch.no_grad()
@@ -186,7 +196,7 @@ from ssmprune.scan import gpu
 
 SEQUENCES = {"y", "dy", "u", "du", "delta", "ddelta", "B", "C", "x"}
 SUMS = {"dA", "dB", "dC", "dtotal", "dparameters", "history"}
-PARAMETERS = {"A", "D", "weight", "bias", "delta_bias", "gap", "gap_step"}
+PARAMETERS = {"A", "D", "weight", "bias", "delta_bias", "gap", "gap_step", "sizes"}
 CONSTANTS = dict(SOFTPLUS=True, REVERSE=True, TAPS=4, BLOCK_T=16, BLOCK_E=16, BLOCK_N=16)
 TYPES = (
     dict.fromkeys(SEQUENCES, "*bf16")
@@ -195,7 +205,7 @@ TYPES = (
     | dict.fromkeys(CONSTANTS, "constexpr")
 )
 for kernel in (gpu._scan_forward, gpu._scan_backward, gpu._conv_forward, gpu._conv_backward):
-    for missing in ((), ("D", "delta_bias", "gap", "gap_step", "positions")):
+    for missing in ((), ("D", "delta_bias", "gap", "gap_step", "positions", "sizes")):
         types = TYPES | dict.fromkeys(missing, "constexpr")
         constants = CONSTANTS | dict.fromkeys(missing)
         source = ASTSource(
@@ -215,9 +225,11 @@ from benchmarks.gpu_kernels import compiled_only, convolution, scan
 
 with compiled_only(int(sys.argv[1])) as usages:
     for states in (1, 8, 16):
-        scan(states, torch.bfloat16, "zero_input", True)
-    convolution(torch.bfloat16, True, True)
-assert len(usages) == 9, usages
+        for sized in (False, True):
+            scan(states, torch.bfloat16, "zero_input", sized, True)
+    for distances in ("position", "runs"):
+        convolution(torch.bfloat16, distances, True)
+assert len(usages) == 18, usages
 assert not any(usage.spilled for usage in usages), usages
 """
 
