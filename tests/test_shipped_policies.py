@@ -36,6 +36,27 @@ def test_evit_and_top_differ_in_scorer_and_alignment_only(size):
     assert (top.scorer.name, top.alignment.decay) == ("clipped_sum", "zero_input")
 
 
+@pytest.mark.parametrize(
+    ("size", "pairs", "published"), [("tiny", 5, 1.28), ("small", 11, 3.58), ("base", 11, 13.21)]
+)
+def test_rmeeto_merges_before_every_second_block_at_the_published_flops(size, pairs, published):
+    policy = Policy.load(f"rmeeto_vim_{size}")
+    tokens = policy.entering_tokens(find_config(policy.model))
+    assert tokens == (*(197 - pairs * (block // 2) for block in range(24)), 197 - pairs * 11)
+    assert paper_gflops(policy) == pytest.approx(published, rel=0.01)
+    assert {(stage.reduce, stage.match) for stage in policy.stages} == {("merge", "alternate")}
+    assert (policy.merge.metric, policy.merge.weight) == ("output", "size")
+
+
+@pytest.mark.parametrize(("size", "pairs"), [("tiny", 8), ("small", 13)])
+def test_tome_merges_in_two_blocks_what_it_does_in_a_layer_of_a_transformer(size, pairs):
+    policy = Policy.load(f"tome_vim_{size}")
+    tokens = policy.entering_tokens(find_config(policy.model))
+    assert tokens[:24:2] == tuple(197 - pairs * layer for layer in range(12))
+    assert tokens[23] == tokens[24]  # nothing reads what the last block would merge
+    assert {(stage.reduce, stage.match) for stage in policy.stages} == {("merge", "alternate")}
+
+
 def test_every_model_has_a_uniform_policy():
     uniform = {name for name in shipped_policies() if name.startswith("uniform_")}
     assert uniform == {f"uniform_{name}" for name in model_names()}

@@ -18,12 +18,14 @@ class KeptPatches:
         layer: The block of the stage, counted from 0.
         groups: The token that each patch of the block's grid is in, -1 where it has left,
             (B, H, W).
+        merged: Tokens of an image that have joined others at this stage, as many for every one.
         similarity: Cosine of each token that joined another and that one, (B, R); None of a stage
             that merges nothing.
     """
 
     layer: int
     groups: Tensor
+    merged: int = 0
     similarity: Tensor | None = None
 
     @property
@@ -35,6 +37,35 @@ class KeptPatches:
     def count(self) -> int:
         """Tokens that an image's patches are in, as many for every one."""
         return len(set(self.groups[0].flatten().tolist()) - {-1})
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the block's grid."""
+        height, width = self.groups.shape[1:]
+        return height, width
+
+    @property
+    def patches(self) -> int:
+        """Patches of the block's grid."""
+        return self.groups[0].numel()
+
+    @property
+    def mean_similarity(self) -> float | None:
+        """Over the images and the tokens that joined others; None where none did."""
+        return None if self.similarity is None else self.similarity.mean().item()
+
+    @property
+    def shares(self) -> bool:
+        """Whether some token stands for several patches."""
+        return int(self.mask.sum()) > self.count * len(self.groups)
+
+    def shared(self, image: int) -> list[list[int]]:
+        """The patches of each token of an image that stands for several, in raster order."""
+        patches: dict[int, list[int]] = {}
+        for patch, token in enumerate(self.groups[image].flatten().tolist()):
+            patches.setdefault(token, []).append(patch)
+        patches.pop(-1, None)
+        return [group for group in patches.values() if len(group) > 1]
 
 
 def kept_patches(model: Backbone, images: Tensor) -> tuple[Tensor, tuple[KeptPatches, ...]]:
@@ -52,11 +83,22 @@ def kept_patches(model: Backbone, images: Tensor) -> tuple[Tensor, tuple[KeptPat
         stream = model.encode(images, restore=False)
         logits = model.forward_head(stream)
     steps = {} if model.plan is None else model.plan.steps
-    return logits, tuple(
-        KeptPatches(
-            layer,
-            steps[layer].groups(layer, stream, model.config).cpu(),
-            steps[layer].similarity(layer, stream),
-        )
-        for layer in sorted(steps)
-    )
+    stages: list[KeptPatches] = []
+    for layer in sorted(steps):
+        groups = steps[layer].groups(layer, stream, model.config).cpu()
+        similarity = steps[layer].similarity(layer, stream)
+        if similarity is None:
+            stages.append(KeptPatches(layer, groups))
+        else:
+            before = stages[-1].groups if stages else None
+            merged = _merged(before, groups)
+            stages.append(KeptPatches(layer, groups, merged, similarity.cpu()))
+    return logits, tuple(stages)
+
+
+def _merged(before: Tensor | None, groups: Tensor) -> int:
+    """Tokens of an image that were others' `before` a stage and are in `groups` no token's own."""
+    own = groups[0].flatten().tolist()
+    tokens = range(len(own)) if before is None else before[0].flatten().tolist()
+    kept = {token for token, now in zip(tokens, own, strict=True) if now >= 0}
+    return len(kept) - len({*own} - {-1})

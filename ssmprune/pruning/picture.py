@@ -1,4 +1,7 @@
-"""Kept patches drawn on their images, for papers and slides."""
+"""Kept patches drawn on their images, for papers and slides.
+
+The patches of one token have one outline and the mean of their pixels.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 _PANEL = 1.7  # inches
-_VEIL = 0.86  # opacity of what covers a pruned patch
+_VEIL = 0.86  # opacity of what covers a patch that has left
+_LINE, _EDGE = 0.12, 0.18  # widths of an outline, and with its dark edges, in patches
+_DARK = "#111111"
+
+GROUP_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Of outlines; told apart whatever colours one sees (Okabe and Ito)."""
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,15 @@ def draw_kept(
     panels[0][0].set_title("image", fontsize=9)
     for axes, stage in zip(panels[0][1:], stages, strict=True):
         where = "after block" if verb == "kept" else "in block"
-        patches = stage.mask[0].numel()
-        axes.set_title(f"{where} {stage.layer}\n{stage.count} of {patches} {verb}", fontsize=9)
+        axes.set_title(f"{where} {stage.layer}\n{_told(stage, verb)}", fontsize=9)
     return save(figure, format)
+
+
+def _told(stage: KeptPatches, verb: str) -> str:
+    if not stage.shares:
+        return f"{stage.count} of {stage.patches} {verb}"
+    tokens = f"{stage.count} of {stage.patches} tokens"
+    return f"{tokens}\n{stage.merged} merged" if stage.merged else f"{tokens} {verb}"
 
 
 def check_output(path: Path, force: bool) -> str:
@@ -100,17 +116,99 @@ def check_output(path: Path, force: bool) -> str:
 def _draw_panel(axes: Axes, row: Row, stage: KeptPatches | None) -> None:
     height, width, channels = row.pixels.shape
     extent = (0, width, height, 0)
+    pixels = row.pixels if stage is None else _as_tokens(row.pixels, stage, row.image)
     if channels == 1:
-        axes.imshow(row.pixels[..., 0], cmap="gray", vmin=0, vmax=255, extent=extent)
+        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=255, extent=extent)
     else:
-        axes.imshow(row.pixels, extent=extent)
+        axes.imshow(pixels, extent=extent)
     if stage is not None:
         mask = stage.mask[row.image].numpy()
         veil = np.ones((*mask.shape, 4), dtype=np.float32)
         veil[..., 3] = np.where(mask, 0, _VEIL)
         axes.imshow(veil, extent=extent, interpolation="nearest")
+        _draw_outlines(axes, stage, row)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#BBBBBB")
+
+
+def patch_means(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.float64]:
+    """The mean pixel of each patch of an image that a grid lies on, (patches, C)."""
+    patch, count = _patch_of_pixels(pixels, grid).ravel(), grid[0] * grid[1]
+    sums = [np.bincount(patch, channel.ravel(), count) for channel in np.moveaxis(pixels, 2, 0)]
+    pixels_in = np.bincount(patch, minlength=count)
+    return np.stack([total / pixels_in for total in sums], axis=1)
+
+
+def _patch_of_pixels(pixels: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """The patch that each pixel is in, (H, W)."""
+    (height, width, _), (rows, columns) = pixels.shape, grid
+    lines, places = np.arange(height) * rows // height, np.arange(width) * columns // width
+    patch: NDArray[np.int64] = lines[:, None] * columns + places
+    return patch
+
+
+def _as_tokens(pixels: NDArray[np.uint8], stage: KeptPatches, image: int) -> NDArray[np.uint8]:
+    """An image with the patches of each token that stands for several as their mean."""
+    shared, grid = stage.shared(image), stage.grid
+    if not shared:
+        return pixels
+    patch, means = _patch_of_pixels(pixels, grid), patch_means(pixels, grid)
+    shown: NDArray[np.uint8] = pixels.copy()
+    for group in shared:
+        shown[np.isin(patch, group)] = means[group].mean(0).round()
+    return shown
+
+
+def _draw_outlines(axes: Axes, stage: KeptPatches, row: Row) -> None:
+    from matplotlib.collections import LineCollection
+
+    shared, (rows, columns) = stage.shared(row.image), stage.grid
+    scale = np.array([row.pixels.shape[1] / columns, row.pixels.shape[0] / rows])
+    patch = _PANEL * 72 / max(rows, columns)  # points
+    for group, color in zip(shared, group_colors(shared, columns), strict=True):
+        lines = [np.array(line) * scale for line in outline(group, columns, _EDGE / 2)]
+        for shade, width in ((_DARK, _EDGE), (GROUP_COLORS[color], _LINE)):
+            drawn = LineCollection(lines, colors=shade, linewidths=width * patch)
+            drawn.set_capstyle("projecting")
+            axes.add_collection(drawn)
+
+
+def group_colors(groups: Sequence[Sequence[int]], columns: int) -> list[int]:
+    """Which of `GROUP_COLORS` outlines each group of patches of a grid.
+
+    Groups that touch differ, as long as there are colours; of those left, the least used is taken.
+    """
+    at = {divmod(patch, columns): index for index, group in enumerate(groups) for patch in group}
+    near = (-1, 0, 1)
+    colors: list[int] = []
+    for group in groups:
+        places = [divmod(patch, columns) for patch in group]
+        around = {at.get((y + dy, x + dx)) for y, x in places for dy in near for dx in near}
+        beside = [colors[other] for other in around if other is not None and other < len(colors)]
+        ranks = [(beside.count(c), colors.count(c), c) for c in range(len(GROUP_COLORS))]
+        colors.append(min(ranks)[-1])
+    return colors
+
+
+def outline(patches: Sequence[int], columns: int, inset: float) -> list[tuple[Point, Point]]:
+    """Lines around patches of a grid, as (x, y) in patches, `inset` inside of their border."""
+    cells = {divmod(patch, columns) for patch in patches}
+    out = 0.5 - inset
+    lines = []
+    for y, x in sorted(cells):
+        for dy, dx in ((-1, 0), (0, 1), (1, 0), (0, -1)):
+            if (y + dy, x + dx) in cells:
+                continue
+            ends = []
+            for way in (-1, 1):  # a line goes on, turns away from a corner, or around one
+                beside = (y + way * dx, x + way * dy)
+                reach = 0.5 if beside in cells else out
+                if beside in cells and (beside[0] + dy, beside[1] + dx) in cells:
+                    reach = 0.5 + inset
+                end = (x + 0.5 + out * dx + way * reach * dy, y + 0.5 + out * dy + way * reach * dx)
+                ends.append(end)
+            lines.append((ends[0], ends[1]))
+    return lines
 
 
 def save(figure: Any, format: str) -> bytes:

@@ -57,3 +57,45 @@ def test_kept_patches_of_a_grid_policy_are_the_cells_that_its_blocks_scan():
     assert stage.mask.shape == (2, *model.config.block_grids[9])
     assert (stage.mask[0].any(1).sum(), stage.mask[0].any(0).sum()) == (rows, columns)
     assert find_config("vmamba_tiny_s1l8").block_grids[9] != model.config.block_grids[9]
+
+
+MERGING = [
+    {"layer": 0, "keep_ratio": 0.6, "reduce": "merge"},
+    {"layer": 2, "keep_count": 28, "reduce": "merge", "match": "score"},
+    {"layer": 3, "keep_count": 20},
+]
+
+
+def test_patches_of_a_merged_token_are_told_together_and_leave_together():
+    _, (first, second, last) = kept_patches(pruned(MERGING), torch.randn(3, 1, 48, 48))
+    assert [stage.count for stage in (first, second, last)] == [39, 28, 20]
+    assert [stage.merged for stage in (first, second, last)] == [25, 11, 0]
+    assert first.shares and last.shares and first.mask.all() and second.mask.all()
+    for image in range(3):
+        once, twice = first.shared(image), second.shared(image)
+        assert sum(len(group) - 1 for group in once) == 25
+        assert sum(len(group) - 1 for group in twice) == 25 + 11
+        assert all(any({*group} <= {*whole} for whole in twice) for group in once)
+        assert all(group in twice for group in last.shared(image))
+
+
+def test_similarity_is_told_of_stages_that_merge():
+    _, (first, second, last) = kept_patches(pruned(MERGING), torch.randn(3, 1, 48, 48))
+    assert first.similarity.shape == (3, 25) and second.similarity.shape == (3, 11)
+    assert first.mean_similarity == pytest.approx(first.similarity.mean().item())
+    assert last.similarity is None and last.mean_similarity is None
+
+
+def test_no_token_of_a_dropping_policy_stands_for_several_patches():
+    _, stages = kept_patches(pruned(), torch.randn(2, 1, 48, 48))
+    for stage in stages:
+        assert not stage.shares and stage.merged == 0 and stage.shared(0) == stage.shared(1) == []
+
+
+def test_tokens_that_leave_for_good_in_a_merge_are_not_counted_as_merged():
+    stages = [{"layer": 1, "keep_count": 40, "reduce": "merge", "match": "score"}]
+    policy = Policy(model="vim_nano", stages=stages, merge={"fate": "half"})
+    torch.manual_seed(0)
+    _, [stage] = kept_patches(create_model("vim_nano", policy=policy), torch.randn(2, 1, 48, 48))
+    assert (stage.count, stage.merged) == (40, 12)
+    assert (stage.mask.sum((1, 2)) == 52).all()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,14 @@ from ssmprune.data.single import open_image, to_pixels
 from ssmprune.errors import DataError, UsageError
 from ssmprune.models.zoo import find_config
 from ssmprune.pruning.kept import KeptPatches
-from ssmprune.pruning.picture import Row, draw_kept
+from ssmprune.pruning.picture import (
+    GROUP_COLORS,
+    Row,
+    draw_kept,
+    group_colors,
+    outline,
+    patch_means,
+)
 from ssmprune_search.cli.tokens import app
 
 
@@ -49,26 +57,120 @@ def test_tokens_writes_vector_formats(tmp_path, ending, start):
     assert path.read_bytes().startswith(start)
 
 
+def groups_of(*rows):
+    """The token that each patch is in, for one image."""
+    return torch.tensor([rows])
+
+
+def drawn(pixels, *stages):
+    """The picture's right half, where the last stage is."""
+    picture = Image.open(io.BytesIO(draw_kept([Row(pixels, "")], stages))).convert("RGB")
+    return np.asarray(picture)[:, picture.width // 2 :].astype(int)
+
+
 def test_picture_covers_pruned_patches_and_leaves_kept_ones_as_they_are():
     pixels = np.zeros((8, 8, 1), np.uint8)
-    kept = torch.zeros(1, 2, 2, dtype=torch.bool)
-    kept[0, 0, 0] = True
 
-    def dark_share(mask):
-        stages = [KeptPatches(0, mask)]
-        picture = Image.open(io.BytesIO(draw_kept([Row(pixels, "")], stages))).convert("L")
-        right = np.asarray(picture)[:, picture.width // 2 :]
-        return (right < 30).sum()
+    def dark_share(groups):
+        return (drawn(pixels, KeptPatches(0, groups)).max(2) < 30).sum()
 
-    whole = dark_share(torch.ones_like(kept))
-    assert 0.2 < dark_share(kept) / whole < 0.3
+    whole = dark_share(groups_of((0, 1), (2, 3)))
+    assert 0.2 < dark_share(groups_of((0, -1), (-1, -1))) / whole < 0.3
 
 
-def test_picture_of_the_same_is_the_same_file():
-    stage = KeptPatches(0, torch.eye(4, dtype=torch.bool)[None])
+def test_picture_shows_the_mean_of_the_patches_of_a_merged_token_within_one_outline():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, 4:] = 200  # the upper right patch
+    apart = drawn(pixels, KeptPatches(0, groups_of((0, 1), (2, 3))))
+    together = drawn(pixels, KeptPatches(0, groups_of((0, 0), (1, 2)), merged=1))
+    color = [int(GROUP_COLORS[0][k : k + 2], 16) for k in (1, 3, 5)]
+
+    def share(picture, color):
+        return (abs(picture - color).max(2) < 3).mean()
+
+    assert share(apart, [200] * 3) > 0.1 and share(together, [200] * 3) < 0.001
+    assert share(together, [100] * 3) > 0.1 and share(apart, [100] * 3) < 0.001
+    assert share(together, color) > 0.01 and share(apart, color) < 0.001
+
+
+def test_outline_of_a_group_runs_inside_of_its_border_and_around_its_corners():
+    square = [((0.1, 0.1), (0.9, 0.1)), ((0.9, 0.1), (0.9, 0.9))]
+    square += [((0.9, 0.9), (0.1, 0.9)), ((0.1, 0.9), (0.1, 0.1))]
+
+    def ends(lines):
+        return {tuple(sorted(tuple(round(v, 6) for v in end) for end in line)) for line in lines}
+
+    assert ends(outline([0], 4, 0.1)) == ends(square)
+    angle = outline([0, 4, 5], 4, 0.1)  # two patches below one another, and one beside
+    assert len(angle) == 8
+    points = [end for line in ends(angle) for end in line]
+    assert all(points.count(point) == 2 for point in points)  # nowhere open
+    assert (0.9, 1.1) in points
+
+
+def test_groups_that_touch_have_outlines_of_different_colors():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 12, (8, 8)) // 2
+    places = [[tuple(p) for p in np.argwhere(tokens == t)] for t in range(6)]
+    colors = group_colors([[8 * y + x for y, x in group] for group in places], 8)
+    assert len({*colors}) == 6
+    rows = group_colors([[8 * y + x for x in range(k, k + 2)] for y in range(8) for k in (0, 2)], 8)
+    for y in range(7):
+        assert not {*rows[2 * y : 2 * y + 2]} & {*rows[2 * y + 2 : 2 * y + 4]}
+
+
+def test_patch_means_take_the_pixels_of_each_patch_of_any_grid():
+    pixels = np.arange(5 * 7 * 2, dtype=np.uint8).reshape(5, 7, 2)
+    means = patch_means(pixels, (2, 3))
+    assert means.shape == (6, 2)
+    assert (means[0] == pixels[:3, :3].reshape(-1, 2).mean(0)).all()
+    assert (patch_means(pixels, (5, 7)) == pixels.reshape(-1, 2)).all()
+
+
+@pytest.mark.parametrize("tokens", [(0, 1), (0, 0)])
+def test_picture_of_the_same_is_the_same_file(tokens):
+    stage = KeptPatches(0, groups_of(tokens, (-1, 2)))
     row = Row(np.zeros((8, 8, 3), np.uint8), "x")
     once, again = (draw_kept([row], [stage], format="svg") for _ in range(2))
     assert once == again
+
+
+def test_tokens_tells_what_was_merged_and_how_alike_it_was(tmp_path):
+    policy, path = tmp_path / "policy.yaml", tmp_path / "kept.svg"
+    policy.write_text(
+        "schema: ssmprune.policy/2\nmodel: vim_nano\nstages:\n"
+        "  - {layer: 0, keep_count: 39, reduce: merge, match: neighbors}\n"
+        "  - {layer: 3, keep_count: 20}\n"
+    )
+    arguments = ("--policy", policy, "--image", "digits:3", "-o", path)
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(
+        r"^block 0: 39 of 64 tokens left, 25 merged, mean similarity 0\.\d{3}; \d+ of several pat",
+        result.stdout,
+    )
+    assert re.search(r"^block 3: 20 of 64 tokens left; \d+ of several", result.stdout, re.M)
+    told = json.loads(call(*arguments, "--force", "--json").stdout)
+    first, last = told["stages"]
+    assert (first["merged"], last["merged"], last["similarity"]) == (25, 0, None)
+    assert 0 < first["similarity"] < 1
+    [image] = told["images"]
+    assert sum(len(group) - 1 for group in image["groups"][0]) == 25
+
+
+def test_tokens_draws_every_image_that_is_given(tmp_path):
+    path, one = tmp_path / "kept.png", tmp_path / "one.png"
+    options = ("--policy", "uniform_vim_nano", "--json")
+    both = call(*options, "--image", "digits:3", "--image", "digits:7", "-o", path)
+    assert both.exit_code == 0, both.output
+    told = json.loads(both.stdout)
+    assert [(i["image"], i["predicted"]) for i in told["images"]] == [
+        ("digits:3", 4),
+        ("digits:7", 2),
+    ]
+    assert call(*options, "--image", "digits:3", "-o", one).exit_code == 0
+    with Image.open(path) as two, Image.open(one) as single:
+        assert two.height > 1.6 * single.height
 
 
 def test_image_file_goes_through_the_evaluation_transform_and_back(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from ssmprune.data.single import open_image, to_pixels
@@ -13,7 +15,7 @@ from ssmprune.files import write_bytes_atomically
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
 from ssmprune.policy import Policy
-from ssmprune.pruning.kept import kept_patches
+from ssmprune.pruning.kept import KeptPatches, kept_patches
 from ssmprune.pruning.picture import Row, check_output, draw_kept
 from ssmprune_search.cli.options import Checkpoint, CheckpointKey, Imports, Json, checkpoint_file
 
@@ -22,10 +24,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 TokensPolicy = Annotated[
     Path, typer.Option("--policy", help="A policy file, or the name of a shipped policy.")
 ]
-Image = Annotated[
-    str,
+Images = Annotated[
+    list[str],
     typer.Option(
-        help="An image file, or [bold]digits:N[/] for image N of the embedded digits' holdout."
+        "--image",
+        help="An image file, or [bold]digits:N[/] for image N of the embedded digits' holdout; "
+        "given again, one more row of the picture.",
     ),
 ]
 Output = Annotated[
@@ -37,7 +41,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite a file that exis
 @app.command()
 def tokens(
     policy: TokensPolicy,
-    image: Image,
+    image: Images,
     output: Output,
     checkpoint: Checkpoint = None,
     checkpoint_key: CheckpointKey = None,
@@ -45,7 +49,10 @@ def tokens(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Which patches of an image each stage of a policy keeps, drawn on the image.
+    """Which patches of an image each stage of a policy keeps or merges, drawn on the image.
+
+    Patches of one token have one outline and the mean of their pixels. Of what was merged, the mean
+    similarity is told.
 
     Example: [bold]ssmprune tokens --policy uniform_vim_nano --image digits:7 -o kept.png[/]
     """
@@ -54,22 +61,53 @@ def tokens(
     chosen = Policy.load(policy)
     weights = checkpoint_file(checkpoint, chosen.model)
     network = create_model(chosen.model, weights, chosen, checkpoint_key=checkpoint_key)
-    pixels = open_image(image, network.config)
-    logits, stages = kept_patches(network, pixels)
+    images = torch.cat([open_image(name, network.config) for name in image])
+    logits, stages = kept_patches(network, images)
     verb = chosen.reducer.verb
-    row = Row(to_pixels(pixels, network.config.preprocessing)[0], "")
-    write_bytes_atomically(output, draw_kept([row], stages, verb=verb, format=kind))
-    predicted = int(logits.argmax())
+    pixels = to_pixels(images, network.config.preprocessing)
+    captions = [Path(name).name for name in image] if len(image) > 1 else [""]
+    rows = [Row(*shown, n) for n, shown in enumerate(zip(pixels, captions, strict=True))]
+    write_bytes_atomically(output, draw_kept(rows, stages, verb=verb, format=kind))
+    predicted = logits.argmax(1).tolist()
     if as_json:
-        kept = [{"layer": s.layer, "kept": s.count, "patches": s.mask[0].numel()} for s in stages]
-        print_json(
-            {
-                "file": str(output),
-                "checkpoint_key": network.checkpoint_key,
-                "predicted": predicted,
-                "stages": kept,
-            }
-        )
+        call = {"file": str(output), "checkpoint_key": network.checkpoint_key}
+        print_json({**call, **_passage_data(image, predicted, stages)})
         return
-    lines = [f"block {s.layer}: {s.count} of {s.mask[0].numel()} patches {verb}" for s in stages]
-    show(*lines, f"predicted class {predicted}", f"written: {output}")
+    classes = ", ".join(map(str, predicted))
+    show(
+        *(_stage_text(stage, verb) for stage in stages),
+        f"predicted class {classes}",
+        f"written: {output}",
+    )
+
+
+def _passage_data(
+    names: Sequence[str], predicted: Sequence[int], stages: Sequence[KeptPatches]
+) -> dict[str, Any]:
+    return {
+        "predicted": predicted[0],
+        "stages": [
+            {
+                "layer": stage.layer,
+                "kept": stage.count,
+                "patches": stage.patches,
+                "merged": stage.merged,
+                "similarity": stage.mean_similarity,
+            }
+            for stage in stages
+        ],
+        "images": [
+            {"image": name, "predicted": label, "groups": [stage.shared(n) for stage in stages]}
+            for n, (name, label) in enumerate(zip(names, predicted, strict=True))
+        ],
+    }
+
+
+def _stage_text(stage: KeptPatches, verb: str) -> str:
+    if not stage.shares:
+        return f"block {stage.layer}: {stage.count} of {stage.patches} patches {verb}"
+    text = f"block {stage.layer}: {stage.count} of {stage.patches} tokens left"
+    if stage.mean_similarity is not None:
+        text += f", {stage.merged} merged, mean similarity {stage.mean_similarity:.3f}"
+    groups = sorted({len(stage.shared(image)) for image in range(len(stage.groups))})
+    return f"{text}; {' to '.join(map(str, groups[:: len(groups) - 1 or 1]))} of several patches"

@@ -7,14 +7,16 @@ from typing import Any
 
 from ssmprune.measure.flops import count_flops
 from ssmprune.policy import Policy
+from ssmprune.pruning.picture import GROUP_COLORS
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import COSTS, MEASURED_COSTS
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.references import KnownSchedule
 from ssmprune_search.report.samples import Bench, data_uri, passage_data
+from ssmprune_search.report.stages import stages_text
 from ssmprune_search.results.export import annotate
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import settings_text, tokens_text
+from ssmprune_search.results.table import settings_text
 
 
 def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
             "flops": dense.flops,
             "paper_flops": dense.paper_flops,
         },
-        "samples": _samples(bench),
+        "samples": _samples(findings, bench),
+        "group_colors": GROUP_COLORS,
         "history": [
             [moment.candidates, round(moment.seconds, 1), round(moment.hypervolume, 5)]
             for moment in findings.moments
@@ -103,7 +106,7 @@ def _candidate_point(candidate: Candidate, kind: str) -> dict[str, Any]:
         "flops": candidate.search.flops_ratio,
         **_accuracies(figures),
         **_costs(candidate.search),
-        "tokens": tokens_text(candidate.policy),
+        "tokens": stages_text(candidate.policy),
     }
 
 
@@ -149,6 +152,7 @@ def _policy_data(
     return {
         "tokens": list(policy.entering_tokens(config)),
         "settings": settings_text(policy),
+        "stages": stages_text(policy) if policy.merges else None,
         "where": policy.reducer.where,
         "operators": count.by_operator(),
         "flops": count.flops,
@@ -159,7 +163,7 @@ def _policy_data(
             if search is not None and cost.is_measured(search) and cost.is_measured(outcome.dense)
         },
         "protocol": dict(search.latency_protocol) if search else {},
-        "kept": None if bench is None else passage_data(bench.run(policy), bench),
+        "kept": None if bench is None else passage_data(bench.run(policy), policy, bench),
     }
 
 
@@ -168,10 +172,13 @@ def schedule_ids(schedules: Sequence[KnownSchedule]) -> list[tuple[str, KnownSch
     return [(f"schedule-{number}", schedule) for number, schedule in enumerate(schedules)]
 
 
-def _samples(bench: Bench | None) -> list[dict[str, str]]:
+def _samples(findings: Findings, bench: Bench | None) -> list[dict[str, str]]:
+    """The images; with the colours of their patches where a policy merges some."""
     if bench is None:
         return []
-    return [
-        {"source": data_uri(pixels), "label": label}
-        for pixels, label in zip(bench.pixels, bench.labels, strict=True)
-    ]
+    pairs = zip(bench.pixels, bench.labels, strict=True)
+    samples = [{"source": data_uri(pixels), "label": label} for pixels, label in pairs]
+    if not findings.merges:
+        return samples
+    colors = bench.patch_colors
+    return [{**sample, "patches": text} for sample, text in zip(samples, colors, strict=True)]

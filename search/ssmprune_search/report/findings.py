@@ -39,6 +39,13 @@ class Findings:
     token_shares: list[list[float]]
     recovery: RecoveryTable | None
 
+    @property
+    def merges(self) -> bool:
+        """Whether a policy of the page merges tokens."""
+        policies = [member.policy for member in self.outcome.members]
+        policies += [schedule.policy for schedule in self.schedules]
+        return any(policy.merges for policy in policies)
+
     @classmethod
     def gather(cls, outcome: Outcome, measured: Measured) -> Findings:
         """Read the study of a run.

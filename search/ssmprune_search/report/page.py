@@ -12,14 +12,15 @@ from ssmprune_search.candidate.objective import MEASURED_COSTS, OBJECTIVES
 from ssmprune_search.report.data import page_data, schedule_ids
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.samples import Bench
+from ssmprune_search.report.stages import stages_text
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import alignment_text, scorer_text, tokens_text
+from ssmprune_search.results.table import alignment_text, scorer_text
 
 GENERATOR = "ssmprune report"
 """What the page says of who wrote it."""
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("svg", "front", "growth", "policy", "page")
+_SCRIPTS = ("svg", "front", "growth", "groups", "policy", "page")
 _CLOSE = 1.0  # points that a policy may lose to be called close to the dense model
 
 
@@ -38,7 +39,7 @@ def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> s
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     environment.filters["percent"] = _percent
     environment.filters["parameter"] = _parameter
-    for write in (tokens_text, scorer_text, alignment_text):
+    for write in (stages_text, scorer_text, alignment_text):
         environment.filters[write.__name__] = write
     return environment.get_template("page.html").render(
         style=_read("page.css"),

@@ -20,7 +20,7 @@ class PolicyView {
     this.policy = this.report.policies[id];
     const { policy } = this;
     this.part("name").textContent = this.point.name;
-    this.part("about").textContent = `${policy.about}; ${policy.settings}`;
+    this.part("about").textContent = [policy.about, policy.stages, policy.settings].filter(Boolean).join("; ");
     this.part("yaml").textContent = policy.yaml;
     this.showFigures();
     this.showOperators();
@@ -119,29 +119,33 @@ class PolicyView {
     if (!box || !kept) return;
     box.style.setProperty("--columns", 1 + kept.stages.length);
     const cells = [html("span", { class: "head" }, "image")];
-    for (const { count, grid, layer } of kept.stages) {
-      const text = `${count} of ${grid[0] * grid[1]}`;
-      cells.push(html("span", { class: "head" }, html("b", {}, text), ` ${where} block ${layer}`));
+    for (const { count, grid, layer, groups, merged, match, similarity } of kept.stages) {
+      const text = `${count} of ${grid[0] * grid[1]}${groups ? " tokens" : ""}`;
+      const joined = match ? `, ${merged} merged (${match}), mean similarity ${similarity.toFixed(3)}` : "";
+      cells.push(html("span", { class: "head" }, html("b", {}, text), ` ${where} block ${layer}${joined}`));
     }
-    this.report.samples.forEach(({ source, label }, image) => {
+    this.report.samples.forEach((sample, image) => {
+      const { source, label } = sample;
       const right = kept.predicted[image] === label;
       const told = `${label}, predicted ${kept.predicted[image]}`;
       const caption = html("figcaption", { class: right ? "right" : "wrong" }, `${right ? "✓" : "✗"} ${told}`);
       cells.push(html("figure", {}, html("img", { src: source, alt: `Sample image ${image + 1}: ${told}` }), caption));
-      for (const stage of kept.stages) cells.push(this.veiled(source, stage, image));
+      for (const stage of kept.stages) cells.push(this.veiled(sample, stage, image));
     });
     box.replaceChildren(...cells);
   }
 
-  // The image with its pruned patches covered.
-  veiled(source, { layer, count, grid: [rows, columns], masks }, image) {
+  // The image with its pruned patches covered, and its merged ones as their mean.
+  veiled({ source, patches }, { layer, count, grid: [rows, columns], masks, groups, merged }, image) {
     let holes = "";
     [...masks[image]].forEach((kept, n) => {
       if (kept === "0") holes += `M${n % columns} ${Math.floor(n / columns)}h1v1h-1z`;
     });
     const veil = make("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" },
       make("path", { d: holes || "M0 0", class: "veil" }));
-    const alt = `Sample image ${image + 1} at block ${layer}: ${count} of ${rows * columns} patches`;
+    if (groups) veil.append(...drawGroups(groups[image], columns, patches, this.report.group_colors));
+    const tokens = groups ? `${count} tokens${merged ? `, ${merged} merged,` : ""}` : count;
+    const alt = `Sample image ${image + 1} at block ${layer}: ${tokens} of ${rows * columns} patches`;
     return html("figure", {}, html("div", { class: "veiled" }, html("img", { src: source, alt }), veil));
   }
 

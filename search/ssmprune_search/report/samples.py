@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.pruning.kept import KeptPatches, kept_patches
+from ssmprune.pruning.matching import find_match
+from ssmprune.pruning.picture import group_colors, patch_means
 from ssmprune.tasks import task_of
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
@@ -59,6 +62,17 @@ class Bench:
         self._images, labels = next(iter(images.loader))
         self._classes = images.classes
         self.labels = tuple(self.class_name(label) for label in labels.tolist())
+
+    @property
+    def patch_colors(self) -> list[str]:
+        """The mean colour of each patch of each sample image, six digits a patch."""
+        grid = self._model.config.grid
+        return [
+            "".join(
+                mean.round().astype(np.uint8).tobytes().hex() * (3 // len(mean)) for mean in means
+            )
+            for means in (patch_means(pixels, grid) for pixels in self.pixels)
+        ]
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -174,17 +188,40 @@ def mask_text(mask: Tensor) -> str:
     return "".join("1" if kept else "0" for kept in mask.flatten().tolist())
 
 
-def passage_data(passage: Passage, bench: Bench) -> dict[str, Any]:
+def group_text(groups: Sequence[Sequence[int]], columns: int) -> str:
+    """Groups of patches of a grid: the number of each one's colour, and its patches in base 36."""
+    colors = group_colors(groups, columns)
+    return ",".join(
+        " ".join([str(color), *(np.base_repr(patch, 36).lower() for patch in group)])
+        for color, group in zip(colors, groups, strict=True)
+    )
+
+
+def passage_data(passage: Passage, policy: Policy, bench: Bench) -> dict[str, Any]:
     """A passage for the page."""
+    matches = {stage.layer: find_match(stage.match).name for stage in policy.stages}
     return {
         "predicted": [bench.class_name(label) for label in passage.predicted],
         "stages": [
             {
                 "layer": stage.layer,
                 "count": stage.count,
-                "grid": list(stage.mask.shape[1:]),
+                "grid": list(stage.grid),
                 "masks": [mask_text(mask) for mask in stage.mask],
+                **_merged_data(stage, matches[stage.layer]),
             }
             for stage in passage.stages
         ],
     }
+
+
+def _merged_data(stage: KeptPatches, match: str) -> dict[str, Any]:
+    """The groups of patches after a stage, and what it merged itself; nothing of neither."""
+    told: dict[str, Any] = {}
+    if stage.shares:
+        images = range(len(stage.groups))
+        told["groups"] = [group_text(stage.shared(image), stage.grid[1]) for image in images]
+    if stage.mean_similarity is not None:
+        similarity = round(stage.mean_similarity, 3)
+        told |= {"merged": stage.merged, "match": match, "similarity": similarity}
+    return told

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,14 @@ import ssmprune_search.report
 from ssmprune import Policy
 from ssmprune.errors import RunError
 from ssmprune.models.zoo import model_names
+from ssmprune.pruning.picture import group_colors
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.pareto import pareto_front
 from ssmprune_search.cli import app
 from ssmprune_search.evaluation.synthetic import SyntheticEvaluators
 from ssmprune_search.report import write_report
 from ssmprune_search.report.references import PUBLISHED_TOP1, find_smaller_models
+from ssmprune_search.report.samples import group_text
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.run.directory import RunDirectory
 from ssmprune_search.space.space import SearchSpace
@@ -255,6 +258,31 @@ def test_smaller_models_stand_on_the_axes_only_where_the_dense_model_does_as_pub
 
 def test_published_accuracies_are_those_of_models_of_the_zoo() -> None:
     assert PUBLISHED_TOP1.keys() == set(model_names()) - {"vim_nano"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_page_names_what_each_stage_does_where_some_merge(
+    finished_run: Path, with_merging: Callable[[Outcome], Outcome], written: Path
+) -> None:
+    outcome = with_merging(Outcome.read(finished_run))
+    write_report(outcome)
+    page, without = page_of(finished_run), page_of(written)
+    text = "merge neighbors 0:39, merge alternate 2:28, drop 3:20"
+    assert f'<td class="stages">{text}</td>' in page and "merge neighbors" not in without
+    told = data_of(page)["policies"]
+    stages = {m.trial: told[f"trial-{m.trial}"]["stages"] for m in outcome.members}
+    assert [*stages.values()][:2] == [text, None]
+    [kinds] = [part for part in page.split("<h3>") if part.startswith("Stages</h3>")]
+    assert "<dt>merge neighbors, merge alternate, drop</dt>" in kinds and "<dt>drop</dt>" in kinds
+
+
+def test_groups_go_to_the_page_as_text_that_gives_them_back() -> None:
+    groups = [[0, 1, 40], [2, 3], [41, 48, 63]]
+    parts = [part.split(" ") for part in group_text(groups, 8).split(",")]
+    assert [[int(number, 36) for number in numbers] for _, *numbers in parts] == groups
+    colors = [int(color) for color, *_ in parts]
+    assert colors == group_colors(groups, 8) and colors[0] not in colors[1:]
+    assert group_text([], 8) == ""
 
 
 @pytest.mark.usefixtures("quick")

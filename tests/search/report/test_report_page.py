@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ssmprune_search.report
+from ssmprune.pruning.picture import outline
 from ssmprune_search.evaluation.evaluator import ModelEvaluators
 from ssmprune_search.report.samples import SAMPLES, Bench
 from ssmprune_search.results.outcome import Outcome
@@ -32,14 +34,17 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page(
-    _finished_run: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+    _finished_run: Path,
+    weights: Path,
+    with_merging: Callable[[Outcome], Outcome],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Path]:
-    """A report with kept tokens, of a model with random weights."""
+    """A report with kept and merged tokens, of a model with random weights."""
     run = Path(shutil.copytree(_finished_run, tmp_path_factory.mktemp("page") / "run"))
     evaluators = ModelEvaluators("vim_nano", weights, "digits", "cpu", ("top1", "flops"), 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssmprune_search.report, "open_bench", lambda *_: (Bench(evaluators, 1), None))
-        yield ssmprune_search.report.write_report(Outcome.read(run)).page
+        yield ssmprune_search.report.write_report(with_merging(Outcome.read(run))).page
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,10 @@ def opened(browser: Any, page: Path) -> Any:
 
 def all_of(browser: Any, selector: str) -> list[Any]:
     return browser.find_elements("css selector", selector)
+
+
+def text_of_all(browser: Any, selector: str) -> str:
+    return "\n".join(found.text for found in all_of(browser, selector))
 
 
 def text(browser: Any, selector: str) -> str:
@@ -103,6 +112,38 @@ def test_all_figures_are_drawn(opened: Any, page: Path) -> None:
     assert len(all_of(opened, "[data-part=kept] img")) >= SAMPLES
     assert all(img.get_attribute("alt") for img in all_of(opened, "img"))
     assert all_of(opened, ".bars dd")
+
+
+def test_merged_patches_have_the_outlines_and_the_colors_that_the_picture_has(opened: Any) -> None:
+    data = json.loads(opened.execute_script("return document.getElementById('data').textContent"))
+    picker = opened.find_element("id", "picker")
+    for option in picker.find_elements("css selector", "option"):
+        option.click()
+        stages = data["policies"][option.get_attribute("value")]["kept"]["stages"]
+        groups = [text for stage in stages for text in stage.get("groups", []) if text]
+        drawn = all_of(opened, "[data-part=kept] .outline")
+        assert len(drawn) == sum(text.count(",") + 1 for text in groups)
+        assert len({path.get_attribute("stroke") for path in drawn}) == (7 if drawn else 0)
+        if not drawn:
+            continue
+        assert "merged (neighbors), mean similarity 0." in text_of_all(opened, ".kept .head")
+        first = drawn[0].find_element("xpath", "..").find_elements("css selector", "[fill]")[0]
+        assert first.get_attribute("fill").startswith("rgb(")
+        assert "merge neighbors 0:39, merge alternate 2:28, drop 3:20" in text(
+            opened, "#policy .about"
+        )
+    assert opened.get_log("browser") == []
+
+
+def test_outline_is_that_of_the_picture(opened: Any) -> None:
+    places = [0, 1, 8, 17, 25, 26]
+    drawn = opened.execute_script(
+        "return outline(arguments[0].map((n) => [n % 8, Math.floor(n / 8)]))", places
+    )
+    numbers = [float(number) for number in re.findall(r"[\d.]+", drawn)]
+    inset = opened.execute_script("return INSET")
+    lines = outline(places, 8, inset)
+    assert numbers == pytest.approx([value for line in lines for end in line for value in end])
 
 
 def test_hovering_a_point_shows_its_figures_and_a_click_its_policy(opened: Any) -> None:
