@@ -15,6 +15,7 @@ NAMES = (
     "startup",
     "throughput",
     "search",
+    "merging",
     "alignment",
     "racing",
     "workers",

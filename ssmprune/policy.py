@@ -24,14 +24,14 @@ from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
 from ssmprune.pruning.reduction import Reduction
 from ssmprune.pruning.reductions import DEFAULT, REDUCTIONS, SUMMARIES, ReductionName
-from ssmprune.stage import Alignment, Merge, ModelName, Scorer, Stage
+from ssmprune.stage import Alignment, Merge, ModelName, PoolName, Scorer, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse, to_yaml
 
 __all__ = ["Alignment", "Merge", "Policy", "Scorer", "Stage", "load_for", "shipped_policies"]
 
 Schema = Literal["ssmprune.policy/1", "ssmprune.policy/2"]
 SCHEMAS: tuple[Schema, Schema] = get_args(Schema)
-"""The second knows merging."""
+"""The second knows merging, and grids that are pooled or reduced along one axis."""
 
 _SHIPPED = Path(__file__).parent / "policies"
 
@@ -42,7 +42,8 @@ class Policy(FilePart):
     schema_: Schema = Field(
         default=SCHEMAS[0],
         alias="schema",
-        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a policy that merges tokens",
+        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a policy that merges tokens or pools grids; "
+        "a higher one is of a newer ssmprune",
     )
     model: ModelName = Field(
         description="the name of a model of `ssmprune models`",
@@ -53,6 +54,11 @@ class Policy(FilePart):
         strict=False, description="a list of stages, such as - {layer: 4, keep_ratio: 0.8}"
     )
     scorer: Scorer = Field(default=Scorer(), description="the scorer of every stage")
+    pool: PoolName = Field(
+        default="middle",
+        description="with `reduction: grid`, what is scanned for the cells of a group; middle: the "
+        "one in the middle; mean: their mean",
+    )
     merge: Merge = Field(default=Merge(), description="how the stages that merge do it")
     alignment: Alignment = Field(
         default=Alignment(), description="alignment across the gaps of tokens that have left"
@@ -72,7 +78,8 @@ class Policy(FilePart):
     @model_validator(mode="after")
     def _oldest_schema(self) -> Policy:
         """A policy says the oldest schema that has all of it, so that what is equal is equal."""
-        object.__setattr__(self, "schema_", SCHEMAS[self.merges])
+        pools = self.pool != "middle" or any(stage.axes != "both" for stage in self.stages)
+        object.__setattr__(self, "schema_", SCHEMAS[self.merges or pools])
         return self
 
     @property
@@ -142,12 +149,14 @@ class Policy(FilePart):
         """The policy as a file of the format, with defaults written out."""
         idle = set() if self.reducer.scores else {"scorer", "alignment"}
         idle |= set() if self.merges else {"merge"}
+        idle |= {"pool"} if self.pool == "middle" else set()
         data = self.model_dump(by_alias=True, exclude_none=True, exclude=idle, mode="json")
         if not self.merges:
             data.get("alignment", {}).pop("sizes", None)
         for stage in data["stages"]:
-            if stage["reduce"] == "drop":
-                del stage["reduce"]
+            for key, default in (("reduce", "drop"), ("axes", "both")):
+                if stage[key] == default:
+                    del stage[key]
         for part in (data, *data["stages"]):
             if "scorer" in part and part["scorer"]["name"] != "random":
                 del part["scorer"]["seed"]
@@ -179,12 +188,12 @@ def _schema_faults(data: Mapping[str, Any], stages: Sequence[Any]) -> Iterator[F
         return
     alignment = data.get("alignment")
     alignment = alignment if isinstance(alignment, Mapping) else {}
-    newer: list[tuple[Location, Any]] = [(("merge",), data.get("merge"))]
+    newer: list[tuple[Location, Any]] = [((key,), data.get(key)) for key in ("merge", "pool")]
     newer += [(("alignment", "sizes"), alignment.get("sizes"))]
     if alignment.get("conv") == "runs":
         newer.append((("alignment", "conv"), "runs"))
     for index, stage in enumerate(stages):
-        for key in ("reduce", "match") if isinstance(stage, Mapping) else ():
+        for key in ("reduce", "match", "axes") if isinstance(stage, Mapping) else ():
             newer.append((("stages", index, key), stage.get(key)))
     for location, value in newer:
         if value is not None:

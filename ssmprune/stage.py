@@ -51,6 +51,7 @@ else:
     MatchName = Literal[tuple(MATCHES)]
     MetricName = Literal[tuple(METRICS)]
 
+PoolName = Literal["middle", "mean"]
 SizesName = Literal["own", "scaled", "exact"]
 ConvName = Literal["compact", "position", "runs"]
 
@@ -84,9 +85,8 @@ class Stage(FilePart):
         gt=0,
         le=1,
         description="share of the patch tokens entering the stage that stay; "
-        "with `reduction: grid` share of the block's tokens that are scanned: "
-        "ceil(sqrt(keep_ratio) * n) of its n rows and of its n columns, evenly spaced; "
-        "1.0 keeps every token",
+        "with `reduction: grid` share of the block's tokens that are scanned, evenly spaced by "
+        "rows and columns, see axes; 1.0 keeps every token",
     )
     keep_count: int | None = Field(
         default=None, ge=1, description="the exact number of patch tokens that stay, 1 or more"
@@ -101,6 +101,11 @@ class Stage(FilePart):
         + "; ".join(f"{name}: {match.summary}" for name, match in MATCHES.items())
         + f"; without it, {next(iter(MATCHES))}",
     )
+    axes: Literal["both", "rows", "columns"] = Field(
+        default="both",
+        description="with `reduction: grid`, which lines are fewer; both: ceil(sqrt(keep_ratio) * "
+        "n) of n rows and columns; rows, columns: ceil(keep_ratio * n) of those, all of the others",
+    )
     scorer: Scorer | None = Field(
         default=None, description="the scorer of this stage; without it, the policy's"
     )
@@ -110,6 +115,9 @@ class Stage(FilePart):
         if (self.keep_ratio is None) == (self.keep_count is None):
             got = "neither" if self.keep_ratio is None else "both"
             raise ValueError(Fault(f"a stage must have either keep_ratio or keep_count, got {got}"))
+        if self.match is not None and self.reduce != "merge":
+            rule = f"match must stand beside `reduce: merge`, got {self.match} with {self.reduce}"
+            raise ValueError(Fault(rule, "write `reduce: merge`, or remove it"))
         return self
 
     def keep(self, entering: int) -> int:
@@ -119,10 +127,13 @@ class Stage(FilePart):
         return _share(self.keep_ratio or 1, entering)
 
     def keep_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns that are scanned: ceil(sqrt(ratio) * n) of n."""
-        rows, columns = (
-            math.isqrt(_share(self.keep_ratio or 1, n * n) - 1) + 1 for n in (height, width)
-        )
+        """Rows and columns that are scanned of a grid."""
+        ratio = self.keep_ratio or 1
+        if self.axes == "rows":
+            return _share(ratio, height), width
+        if self.axes == "columns":
+            return height, _share(ratio, width)
+        rows, columns = (math.isqrt(_share(ratio, n * n) - 1) + 1 for n in (height, width))
         return rows, columns
 
 

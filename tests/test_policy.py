@@ -85,7 +85,7 @@ def nano(**changes) -> str:
         (nano(model="vim_nan"), "unknown model 'vim_nan' at model (policy, line 1); did you mean"),
         (nano(scorer={"name": "l3"}), "unknown scorer 'l3' at scorer.name"),
         (nano(scorer={"name": "random", "seed": 2**64}), "seed must be less than or equal to 4294"),
-        (nano(schema="ssmprune.policy/2"), "schema must be 'ssmprune.policy/1'"),
+        (nano(schema="ssmprune.policy/3"), "a higher one is of a newer ssmprune"),
         ("model: vim_nano", "key 'stages' is required"),
         (nano(stages=3), "stages must be"),
         (nano(stages=["x"]), "entry 0 must be"),
@@ -110,7 +110,7 @@ def nano(**changes) -> str:
         ),
         (
             nano(model="plainmamba_l1"),
-            "conv must be position on plainmamba_l1, whose convolution reads the grid, got "
+            "conv must be position or runs on plainmamba_l1, whose convolution reads the grid, got "
             "'compact' at alignment.conv (policy, line 1); set alignment.conv to position.",
         ),
         (

@@ -91,7 +91,8 @@ def _block(
     yield _row(part, "norm", NORM_FLOPS * M * E)
     yield _row(part, "out_proj", projected * E * D)
     if step is not None:
-        yield FlopRow(part, "gather", M * E + L * (gate or D), 0)
+        yield from step.rows(part, grid, E)
+        yield FlopRow(part, "gather", L * (gate or D), 0)
     if not config.vanilla:
         yield _row(part, "norm", NORM_FLOPS * L * D)
         yield _row(part, "mlp", 2 * L * D * config.mlp_ratio * D)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ssmprune.faults import Fault
+from ssmprune.measure.rows import FlopRow
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.reduction import Reduction, Step
-from ssmprune.stage import Alignment, Scorer, Stage
+from ssmprune.stage import Alignment, Merge, PoolName, Scorer, Stage
 from ssmprune.yamlfile import FilePart
 
 if TYPE_CHECKING:
@@ -33,15 +34,30 @@ class GridStep(Step):
 
     Attributes:
         stage: The share of the cells.
+        pool: What is scanned for the cells of a group.
     """
 
     stage: Stage
+    pool: PoolName = "middle"
 
     def subset(self, x: Tensor) -> Subset:
         """The cells that are scanned of x, of shape (B, H, W, E)."""
-        from ssmprune.pruning.subset import Subset
+        from ssmprune.pruning.subset import POOLS, Subset
 
-        return Subset.of(self.stage, x)
+        return Subset.of(self.stage, x, POOLS[self.pool])
+
+    def rows(self, part: str, grid: tuple[int, int], E: int) -> Iterator[FlopRow]:
+        """FLOPs of one image to take the scanned cells, of width E, from the grid."""
+        if self.pool == "middle":
+            yield FlopRow(part, "gather", self.scanned(grid) * E, 0)
+            return
+        height, width = grid
+        rows, columns = self.stage.keep_grid(height, width)
+        by_rows = rows * -(-height // rows) * width
+        by_columns = rows * columns * -(-width // columns)
+        for cells in (by_rows, by_columns):
+            yield FlopRow(part, "gather", cells * E, 0)
+            yield FlopRow(part, "score", cells * E, 0)
 
     def scanned(self, grid: tuple[int, int]) -> int:
         """Cells that are scanned of a grid of H and W."""
@@ -88,19 +104,20 @@ class Grid(Reduction):
                 "remove `reduction`",
                 ("reduction",),
             )
-        for key, part in (("scorer", Scorer), ("alignment", Alignment)):
+        for key, part in (("scorer", Scorer), ("merge", Merge), ("alignment", Alignment)):
             if data.get(key) is not None and _differs(data[key], part()):
                 yield Fault(
-                    f"{key} must not be given with `reduction: grid`, where no token is scored or "
-                    f"leaves a gap, got {data[key]}",
+                    f"{key} must not be given with `reduction: grid`, where no token is scored, "
+                    f"merged or leaves a gap, got {data[key]}",
                     "remove it",
                     (key,),
                 )
         for index, stage in enumerate(stages):
-            for key in ("keep_count", "scorer"):
-                if isinstance(stage, dict) and stage.get(key) is not None:
+            for key in ("keep_count", "scorer", "reduce", "match"):
+                value = stage.get(key) if isinstance(stage, dict) else None
+                if value not in (None, "drop"):
                     yield Fault(
-                        f"{key} must not be given with `reduction: grid`, got {stage[key]}",
+                        f"{key} must not be given with `reduction: grid`, got {value}",
                         "give keep_ratio alone",
                         ("stages", index),
                     )
@@ -117,7 +134,10 @@ class Grid(Reduction):
         return tuple(scanned)
 
     def steps(self, policy: Policy, config: ModelConfig) -> Mapping[int, Step]:
-        return {stage.layer: GridStep(stage) for stage, _ in policy.effective_stages(config)}
+        return {
+            stage.layer: GridStep(stage, policy.pool)
+            for stage, _ in policy.effective_stages(config)
+        }
 
 
 def _differs(value: Any, default: FilePart) -> bool:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ssmprune.faults import Fault, Location
 from ssmprune.models.configs import ModelConfig
 from ssmprune.pruning.drop import DropStep
-from ssmprune.pruning.matching import MATCHES, find_match
+from ssmprune.pruning.matching import MATCHES, ByScore, find_match
 from ssmprune.pruning.merge import MergeStep
 from ssmprune.pruning.reduction import Reduction, Step, TokenStep
 from ssmprune.stage import Merge, Stage, conv_fault, scorer_fault
@@ -60,8 +60,10 @@ class SequenceReduction(Reduction):
                 ("reduction",),
             )
             return
+        yield from _grid_setting_faults(data, stages)
         yield from _count_faults(data, stages, config)
         yield from _choice_faults(data, stages, config)
+        yield from _merge_setting_faults(data, stages, config)
 
     def counts(self, stages: Sequence[Stage], config: ModelConfig) -> Iterator[tuple[int, int]]:
         tokens = config.num_patches
@@ -82,6 +84,17 @@ class SequenceReduction(Reduction):
             stage.layer: STEPS[stage.reduce](policy, stage, kept + prefix)
             for stage, kept in policy.effective_stages(config)
         }
+
+
+def _grid_setting_faults(data: Mapping[str, Any], stages: Sequence[Any]) -> Iterator[Fault]:
+    given: list[tuple[Location, Any, str]] = [(("pool",), data.get("pool"), "middle")]
+    for index, stage in enumerate(stages):
+        axes = stage.get("axes") if isinstance(stage, Mapping) else None
+        given.append((("stages", index, "axes"), axes, "both"))
+    for location, value, default in given:
+        if value not in (None, default):
+            rule = f"{location[-1]} must not be given without `reduction: grid`, got {value}"
+            yield Fault(rule, "remove it", location)
 
 
 def _count_faults(
@@ -126,6 +139,50 @@ def _merge_faults(
     instead = f", or write {' or '.join(f'`match: {name}`' for name in others)}" if others else ""
     remedy = f"keep {entering - most} or more{instead}, or write `reduce: drop`"
     yield Fault(rule, remedy, ("stages", index))
+
+
+def _merge_setting_faults(
+    data: Mapping[str, Any], stages: Sequence[Any], config: ModelConfig
+) -> Iterator[Fault]:
+    """Settings of merging that would change nothing."""
+    merging = [s for s in stages if isinstance(s, Mapping) and s.get("reduce") == "merge"]
+    settings = _merge_settings(data)
+    if not merging:
+        yield from _idle_faults(data)
+        return
+    if settings.protect and not config.prefix_positions:
+        rule = f"protect must be 0 on {config.name}, which has no class token"
+        yield Fault(f"{rule}, got {settings.protect}", "remove it", ("merge", "protect"))
+    if any(stage.get("match") == ByScore.name for stage in merging):
+        return
+    for key in ("untouched", "fate"):
+        value = getattr(settings, key)
+        if value != Merge.model_fields[key].default:
+            yield Fault(
+                f"{key} must not be given where no stage has `match: score`, got {value}",
+                "remove it, or write `match: score` at a stage",
+                ("merge", key),
+            )
+
+
+def _idle_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings of merging where no stage merges."""
+    alignment = data.get("alignment")
+    alignment = alignment if isinstance(alignment, Mapping) else {}
+    given: list[tuple[Location, Any, Any]] = [
+        (("alignment", "sizes"), alignment.get("sizes", "own"), "own"),
+        (("alignment", "conv"), alignment.get("conv"), None),
+    ]
+    if _merge_settings(data) != Merge():
+        given.append((("merge",), data["merge"], None))
+    for location, value, idle in given:
+        if value == idle or (location[-1] == "conv" and value != "runs"):
+            continue
+        yield Fault(
+            f"{location[-1]} must not be {value} where no stage merges tokens",
+            "change it, or write `reduce: merge` at a stage",
+            location,
+        )
 
 
 def _merge_settings(data: Mapping[str, Any]) -> Merge:

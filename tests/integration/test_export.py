@@ -14,16 +14,37 @@ from ssmprune.models.zoo import find_config
 from ssmprune.policy import Scorer
 
 ALIGNED = {"decay": "zero_input", "conv": "position"}
+MERGED = {"decay": "zero_input", "sizes": "exact"}
+VIM = replace(find_config("vim_nano"), image_size=(24, 24), embed_dim=16, depth=2)
 SMALL = {
     "vim": (
-        replace(find_config("vim_nano"), image_size=(24, 24), embed_dim=16, depth=2),
+        VIM,
         {"stages": [{"layer": 0, "keep_ratio": 0.5}], "alignment": ALIGNED},
     ),
+    **{
+        f"vim-{match}": (
+            VIM,
+            {
+                "stages": [{"layer": 0, "keep_ratio": 0.6, "reduce": "merge", "match": match}],
+                "alignment": {**MERGED, "conv": "runs"},
+            },
+        )
+        for match in ("alternate", "neighbors", "score")
+    },
     "plain_mamba": (
         replace(
             find_config("plainmamba_l1"), image_size=(64, 64), embed_dim=16, depth=2, d_state=4
         ),
         {"stages": [{"layer": 0, "keep_ratio": 0.5}], "alignment": ALIGNED},
+    ),
+    "plain_mamba-alternate": (
+        replace(
+            find_config("plainmamba_l1"), image_size=(64, 64), embed_dim=16, depth=2, d_state=4
+        ),
+        {
+            "stages": [{"layer": 0, "keep_ratio": 0.6, "reduce": "merge"}],
+            "alignment": {**MERGED, "conv": "runs"},
+        },
     ),
 }
 

@@ -1,5 +1,6 @@
 """Grid policies: which rows and columns are scanned, with what result, and what is refused."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from ssmprune import Policy, apply_policy, remove_policy
 from ssmprune.errors import PolicyError
+from ssmprune.measure.flops import count_flops
+from ssmprune.measure.trace import trace_flops
 from ssmprune.models.vmamba import VMamba
 from ssmprune.models.vmamba_config import VMambaConfig
 from ssmprune.models.zoo import find_config
@@ -78,6 +81,62 @@ def test_reduced_block_scans_the_subset_and_spreads_its_result(model):
     gate = 1 if z is None else torch.nn.functional.silu(z)
     expected = op.out_proj(op.out_norm(y) * gate)
     torch.testing.assert_close(op(normed, GridStep(Stage(layer=0, keep_ratio=0.3))), expected)
+
+
+@torch.no_grad()
+def test_pooled_block_scans_the_mean_of_each_group(model):
+    op = model.layers[0].blocks[0].op
+    normed = torch.randn(2, 10, 14, 8, dtype=torch.float64, generator=torch.manual_seed(2))
+    row_group, column_group = line_groups(10, 6)[1], line_groups(14, 8)[1]
+    x, z = op.project(normed)
+    means = torch.zeros(2, 6, 8, x.shape[3], dtype=torch.float64)
+    for row in range(6):
+        for column in range(8):
+            rows = [n for n in range(10) if row_group[n] == row]
+            columns = [n for n in range(14) if column_group[n] == column]
+            means[:, row, column] = x[:, rows][:, :, columns].mean((1, 2))
+    y = op.scan_grid(means)[:, row_group][:, :, column_group]
+    gate = 1 if z is None else torch.nn.functional.silu(z)
+    expected = op.out_proj(op.out_norm(y) * gate)
+    step = GridStep(Stage(layer=0, keep_ratio=0.3), "mean")
+    torch.testing.assert_close(op(normed, step), expected)
+
+
+@given(ratio=RATIOS, height=st.integers(1, 70), width=st.integers(1, 70))
+def test_one_axis_keeps_every_line_of_the_other(ratio, height, width):
+    for axes, expected in (
+        ("rows", (math.ceil(Fraction(str(ratio)) * height), width)),
+        ("columns", (height, math.ceil(Fraction(str(ratio)) * width))),
+    ):
+        assert Stage(layer=0, keep_ratio=ratio, axes=axes).keep_grid(height, width) == expected
+
+
+@pytest.mark.parametrize("pool", ["middle", "mean"])
+@given(data=st.data())
+@settings(max_examples=3, deadline=None)
+def test_closed_form_of_the_flops_equals_the_trace_for_every_pool_and_axis(model, pool, data):
+    ratios = data.draw(st.dictionaries(st.integers(0, 11), RATIOS, min_size=1, max_size=3))
+    stages = tuple(
+        Stage(
+            layer=layer,
+            keep_ratio=ratios[layer],
+            axes=data.draw(st.sampled_from(["both", "rows", "columns"])),
+        )
+        for layer in sorted(ratios)
+    )
+    policy = Policy(model=model.config.name, reduction="grid", stages=stages, pool=pool)
+    apply_policy(model, policy)
+    assert trace_flops(model).by_operator() == count_flops(model.config, policy).by_operator()
+    assert Policy.from_yaml(policy.to_yaml()) == policy
+    remove_policy(model)
+
+
+def test_pool_and_axes_are_refused_where_tokens_leave():
+    text = "schema: ssmprune.policy/2\nmodel: vim_nano\npool: mean\nstages:\n"
+    with pytest.raises(PolicyError) as refused:
+        Policy.from_yaml(f"{text}- {{layer: 0, keep_ratio: 0.5, axes: rows}}\n")
+    assert "pool must not be given without `reduction: grid`, got mean" in str(refused.value)
+    assert "axes must not be given without `reduction: grid`, got rows" in str(refused.value)
 
 
 @torch.no_grad()

@@ -26,9 +26,16 @@ import numpy as np
 
 from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Policy
+from ssmprune.policy import Policy, Stage
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import FLOPS, OBJECTIVES, SCORES, Objective
+from ssmprune_search.candidate.stages import (
+    DROP,
+    asks_scorer,
+    counting_alignment,
+    counting_merge,
+    word,
+)
 
 
 def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> list[Candidate]:
@@ -55,17 +62,34 @@ def pareto_front(candidates: Sequence[Candidate], objectives: Sequence[str]) -> 
 def pruning_key(policy: Policy) -> Hashable:
     """Equal for policies that leave the same number of tokens by the same rules.
 
-    Stages that remove nothing do not count, nor do scorer and alignment where nothing is removed.
+    Stages that remove nothing do not count, nor does what changes nothing at those that do.
     """
-    stages = []
-    for stage, kept in policy.effective_stages(find_config(policy.model)):
-        scorer = policy.stage_scorer(stage)
-        seed = scorer.seed if scorer.name == "random" else None
-        stages.append((stage.layer, kept, scorer.name, seed))
-    alignment = policy.alignment
+    config = find_config(policy.model)
+    effective = policy.effective_stages(config)
+    if not effective:
+        return (policy.model,)
+    stages = [stage for stage, _ in effective]
+    alignment = counting_alignment(stages, policy.alignment, config)
     strength = 0.0 if alignment.decay == "none" else alignment.strength
     decay = "none" if strength == 0 else alignment.decay
-    return (policy.model, *stages, *((decay, strength, alignment.conv) if stages else ()))
+    key = (
+        policy.model,
+        *((stage.layer, kept, *_rule(policy, stage)) for stage, kept in effective),
+        *(decay, strength, alignment.conv),
+    )
+    if not policy.merges:
+        return key
+    merge = counting_merge(stages, policy.merge, config)
+    return (*key, alignment.sizes, *merge.model_dump().values())
+
+
+def _rule(policy: Policy, stage: Stage) -> tuple[str | int | None, ...]:
+    """What decides who leaves at a stage."""
+    match = () if stage.reduce == DROP else (word(stage),)
+    if not asks_scorer(stage):
+        return match
+    scorer = policy.stage_scorer(stage)
+    return (*match, scorer.name, scorer.seed if scorer.name == "random" else None)
 
 
 def hypervolume(

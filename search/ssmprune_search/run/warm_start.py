@@ -2,8 +2,9 @@
 
 A stage goes to the layer of the space that is nearest in relative depth, (layer + 1) / depth, and
 the share of the patch tokens that are left after it stays what it was, as far as the space's steps
-allow. A scorer or alignment that the space does not have becomes its first. A policy whose stages
-have scorers of their own keeps them where the space has them per stage. In a space `per: schedule`
+allow. A setting that the space does not have becomes its first, a match the first of its matches.
+What a stage has of its own, its scorer and whether it merges, it keeps where the space has that per
+stage; else all stages have that of the first. In a space `per: schedule`
 the keep ratios become the line from the first of the layers to the last that leaves most nearly the
 same shares.
 """
@@ -13,19 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from optuna.trial import FixedTrial
 
 from ssmprune.errors import SpaceError, UsageError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.policy import Alignment, Merge, Policy, Scorer, Stage
 from ssmprune_search.candidate.pareto import pareto_front
+from ssmprune_search.candidate.stages import DROP, doing, word
 from ssmprune_search.run.directory import RunDirectory
+from ssmprune_search.space.choices import or_first
 from ssmprune_search.space.space import SearchSpace
-
-Choice = TypeVar("Choice")
 
 
 def warm_start(origins: Sequence[str | Path], space: SearchSpace) -> list[tuple[str, Policy]]:
@@ -80,18 +81,16 @@ def _member(policy: Policy, space: SearchSpace) -> Policy | None:
 
 
 def _fitted(policy: Policy, space: SearchSpace) -> Policy:
-    compounds, scorers = space.reducer.compounds, _scorers(policy, space)
+    compounds = space.reducer.compounds
     left = _left(policy, space) if compounds else _scanned(policy, space)
     kept = space.parameterisation.nearest(left, space.config.num_patches, compounds)
-    alignment, choices = policy.alignment, space.alignment
+    own = _own(policy, space)
+    between = doing(_words(policy, space)[0])
     return space.normalise(
-        [Stage(layer=n, keep_ratio=ratio, scorer=scorers.get(n)) for n, ratio in kept.items()],
-        _or_first(policy.scorer.name, space.scorer),
-        Alignment(
-            decay=_or_first(alignment.decay, choices.decay),
-            strength=_or_first(alignment.strength, choices.strength),
-            conv=_or_first(alignment.conv, choices.conv),
-        ),
+        [Stage(layer=n, keep_ratio=ratio, **own.get(n, between)) for n, ratio in kept.items()],
+        or_first(policy.scorer.name, space.scorer),
+        Alignment(**space.alignment.nearest(policy.alignment)),
+        Merge(**space.merge.nearest(policy.merge)),
     )
 
 
@@ -113,17 +112,30 @@ def _left(policy: Policy, space: SearchSpace) -> dict[int, float]:
     }
 
 
-def _scorers(policy: Policy, space: SearchSpace) -> dict[int, Scorer]:
-    """The scorer at a layer of the space, where stages have their own."""
-    if space.scorer_per == "policy":
-        return {}
+def _own(policy: Policy, space: SearchSpace) -> dict[int, dict[str, Any]]:
+    """What stages have of their own at layers of the space, as fields of `Stage`."""
     config = find_config(policy.model)
-    return {
-        _nearest(stage.layer, config.depth, space): Scorer(
-            name=_or_first(policy.stage_scorer(stage).name, space.scorer)
-        )
-        for stage, _ in policy.effective_stages(config)
-    }
+    stages = [stage for stage, _ in policy.effective_stages(config)]
+    found: dict[int, dict[str, Any]] = {}
+    for stage, does in zip(stages, _words(policy, space), strict=False):
+        own = doing(does)
+        if space.scorer_per == "stage":
+            own["scorer"] = Scorer(name=or_first(policy.stage_scorer(stage).name, space.scorer))
+        found[_nearest(stage.layer, config.depth, space)] = own
+    return found
+
+
+def _words(policy: Policy, space: SearchSpace) -> list[str]:
+    """What each stage does in the space; where there is none, what the first would do."""
+    stages = [stage for stage, _ in policy.effective_stages(find_config(policy.model))]
+    words = [_nearest_word(word(stage), space.words) for stage in stages] or [space.words[0]]
+    return words if space.reduce_per == "stage" else words[:1] * len(words)
+
+
+def _nearest_word(wanted: str, words: Sequence[str]) -> str:
+    """A word itself, else the first match in place of a match, else the first word."""
+    matches = [found for found in words if found != DROP]
+    return or_first(wanted, matches if wanted != DROP and matches else words)
 
 
 def _scanned(policy: Policy, space: SearchSpace) -> dict[int, float]:
@@ -146,7 +158,3 @@ def _nearest(layer: int, depth: int, space: SearchSpace) -> int:
     """The layer of the space at the relative depth of another model's."""
     wanted = (layer + 1) / depth
     return min(space.ratios.layers, key=lambda n: abs((n + 1) / space.config.depth - wanted))
-
-
-def _or_first(value: Choice, choices: Sequence[Choice]) -> Choice:
-    return value if value in choices else choices[0]

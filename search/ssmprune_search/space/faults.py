@@ -1,23 +1,60 @@
-"""What the model of a space rules out, told of the file's data before it is a search space."""
+"""What its schema and its model rule out in a space file, told before it is a search space."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ssmprune.faults import Fault, Location
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
 from ssmprune.stage import conv_fault, scorer_fault
 
+Schema = Literal["ssmprune.space/1", "ssmprune.space/2"]
+SCHEMAS: tuple[Schema, Schema] = get_args(Schema)
+"""The second knows merging."""
+
 
 def unfit(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """What the model of a space rules out, wherever it stands in the file."""
+    """What the schema and the model of a space rule out, wherever it stands in the file."""
+    yield from _newer(data)
     name = data.get("model")
     if isinstance(name, str) and name in configs:
         yield from _misplaced_layers(data, find_config(name))
         yield from _unfit_choices(data, find_config(name))
+
+
+def _newer(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """The first that a file says and its schema does not know."""
+    location, value = next(_merging(data), ((), None))
+    if data.get("schema") == SCHEMAS[0] and location:
+        key = [part for part in location if isinstance(part, str)][-1]
+        yield Fault(
+            f"{key} must stand in a space of {SCHEMAS[1]}, got {value!r} in one of {SCHEMAS[0]}",
+            f"write `schema: {SCHEMAS[1]}`",
+            location,
+        )
+
+
+def _merging(data: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
+    """What a file says about merging."""
+    places: list[tuple[Location, Any, tuple[str, ...]]] = [
+        ((), data, ("reduce", "match", "reduce_per", "merge")),
+        (("alignment",), data.get("alignment"), ("sizes",)),
+    ]
+    for number, schedule in enumerate(_entries(data, "schedules")):
+        place: Location = ("schedules", number)
+        places.append((place, schedule, ("reduce", "match")))
+        for index, stage in enumerate(_entries(schedule, "stages")):
+            places.append(((*place, "stages", index), stage, ("reduce", "match")))
+    for place, part, keys in places:
+        for key in keys:
+            if isinstance(part, dict) and part.get(key) is not None:
+                yield (*place, key), part[key]
+    for index, conv in enumerate(_entries(data.get("alignment"), "conv")):
+        if conv == "runs":
+            yield ("alignment", "conv", index), conv
 
 
 def _misplaced_layers(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
@@ -32,30 +69,40 @@ def _misplaced_layers(data: Mapping[str, Any], config: ModelConfig) -> Iterator[
 
 
 def _unfit_choices(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
-    """Scorers and convolutions that the model cannot be pruned with."""
-    scorers, alignment = data.get("scorer"), data.get("alignment")
+    """Scorers, convolutions and settings of merging that do not fit the model."""
+    alignment = data.get("alignment")
     convs = alignment.get("conv", ["compact"]) if isinstance(alignment, dict) else ["compact"]
     faults: list[tuple[Location, Fault | None]] = []
-    for index, scorer in enumerate(scorers if isinstance(scorers, list) else ()):
+    for index, scorer in enumerate(_entries(data, "scorer")):
         if isinstance(scorer, str):
             faults.append((("scorer", index), scorer_fault(scorer, config)))
     for index, conv in enumerate(convs if isinstance(convs, list) else ()):
         faults.append((("alignment", "conv", index), conv_fault(conv, config)))
+    for index, places in enumerate(_entries(data.get("merge"), "protect")):
+        faults.append((("merge", "protect", index), _protect_fault(places, config)))
     yield from (replace(fault, location=location) for location, fault in faults if fault)
+
+
+def _protect_fault(places: Any, config: ModelConfig) -> Fault | None:
+    if not places or config.prefix_positions:
+        return None
+    return Fault(
+        f"protect must be 0 on {config.name}, which has no class token, got {places!r}", "remove it"
+    )
 
 
 def _layers(data: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
     """Every layer that a space file names, with its location."""
-    ratios, schedules = data.get("ratios"), data.get("schedules")
-    if isinstance(ratios, dict) and isinstance(ratios.get("layers"), list):
-        for index, layer in enumerate(ratios["layers"]):
-            yield ("ratios", "layers", index), layer
-    for number, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
-        if not isinstance(schedule, dict):
-            continue
-        place = ("schedules", number)
+    for index, layer in enumerate(_entries(data.get("ratios"), "layers")):
+        yield ("ratios", "layers", index), layer
+    for number, schedule in enumerate(_entries(data, "schedules")):
         for key in ("layers", "stages"):
-            values = schedule.get(key)
-            for index, value in enumerate(values if isinstance(values, list) else ()):
+            for index, value in enumerate(_entries(schedule, key)):
                 layer = value.get("layer") if isinstance(value, dict) else value
-                yield (*place, key, index), layer
+                yield ("schedules", number, key, index), layer
+
+
+def _entries(part: Any, key: str) -> list[Any]:
+    """The list at a key of a mapping; none where it is something else."""
+    found = part.get(key) if isinstance(part, dict) else None
+    return found if isinstance(found, list) else []

@@ -14,11 +14,18 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from ssmprune.faults import Fault
-from ssmprune.stage import Scorer, Stage
+from ssmprune.stage import Stage
 from ssmprune_search.space.ratios import Ratios, on_line
 
-ScorerOf = Callable[[str], Scorer | None]
-"""The scorer of a stage by the name of its parameter; None where stages have none of their own."""
+Named = Callable[[str], str]
+"""What a trial calls a parameter of one stage, by what all stages have: `scorer`, `reduce`."""
+
+OwnOf = Callable[[Named], Mapping[str, Any]]
+"""What a trial says of a stage beside its layer and keep ratio, as fields of `Stage`."""
+
+Own = Mapping[str, str]
+"""The values of a stage's parameters beside those of its layer and keep ratio, as `Named` takes
+them."""
 
 Kept = Mapping[int, float]
 """Keep ratios by layer."""
@@ -36,18 +43,16 @@ class Parameterisation(ABC):
         self.removing = removing
 
     @abstractmethod
-    def suggest(self, trial: BaseTrial, scorer: ScorerOf) -> list[Stage]:
+    def suggest(self, trial: BaseTrial, own: OwnOf) -> list[Stage]:
         """The stages that a trial stands for, ascending; asks it for every parameter."""
 
     @abstractmethod
-    def params(
-        self, stages: Sequence[Stage], scorers: Sequence[str]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The parameters for which `suggest` gives these stages; those of scorers apart.
+    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+        """The parameters for which `suggest` gives these stages.
 
         Args:
             stages: Stages without a `fault`.
-            scorers: The scorer of each; that of the policy where there is no stage.
+            own: Those of each; where there is no stage, what any may have.
         """
 
     @abstractmethod
@@ -84,22 +89,18 @@ class Parameterisation(ABC):
 class PerLayer(Parameterisation):
     """A keep ratio for each layer."""
 
-    def suggest(self, trial: BaseTrial, scorer: ScorerOf) -> list[Stage]:
+    def suggest(self, trial: BaseTrial, own: OwnOf) -> list[Stage]:
         stages: list[Stage] = []
         for layer in self.ratios.layers:
             ratio = _suggest_ratio(trial, f"keep_ratio_{layer}", self.ratios)
-            stages.append(_stage(layer, ratio, scorer(f"scorer_{layer}")))
+            stages.append(_stage(layer, ratio, own(_at_layer(layer))))
         return stages
 
-    def params(
-        self, stages: Sequence[Stage], scorers: Sequence[str]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        kept, dense = _by_layer(stages, scorers), (self.ratios.high, scorers[0])
-        found = {layer: kept.get(layer, dense) for layer in self.ratios.layers}
-        return (
-            {f"keep_ratio_{layer}": ratio for layer, (ratio, _) in found.items()},
-            {f"scorer_{layer}": scorer for layer, (_, scorer) in found.items()},
-        )
+    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+        kept = {stage.layer: stage.keep_ratio for stage in stages}
+        layers = self.ratios.layers
+        params = {f"keep_ratio_{n}": kept.get(n, self.ratios.high) for n in layers}
+        return {**params, **_own_params(layers, stages, own)}
 
     def fault(self, stages: Sequence[Stage]) -> Fault | None:
         if self.ratios.high == 1 or len(stages) == len(self.ratios.layers):
@@ -111,32 +112,29 @@ class PerLayer(Parameterisation):
 class PerStage(Parameterisation):
     """A fixed number of stages, each with a layer and a keep ratio."""
 
-    def suggest(self, trial: BaseTrial, scorer: ScorerOf) -> list[Stage]:
+    def suggest(self, trial: BaseTrial, own: OwnOf) -> list[Stage]:
         ratios = self.ratios
         stages: list[Stage] = []
         for number in range(ratios.stages or 0):
             index = trial.suggest_int(f"stage_{number}_layer_index", 0, len(ratios.layers) - 1)
             ratio = _suggest_ratio(trial, f"stage_{number}_keep_ratio", ratios)
-            stages.append(_stage(ratios.layers[index], ratio, scorer(f"stage_{number}_scorer")))
+            stages.append(_stage(ratios.layers[index], ratio, own(_at_number(number))))
         lowest: dict[int, Stage] = {}  # of those at one layer, the first that keeps fewest
         for stage in sorted(stages, key=lambda stage: (stage.layer, stage.keep_ratio)):
             lowest.setdefault(stage.layer, stage)
         return [*lowest.values()]
 
-    def params(
-        self, stages: Sequence[Stage], scorers: Sequence[str]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
         ratios = self.ratios
         params: dict[str, Any] = {}
         chosen: dict[str, str] = {}
-        places = list(_by_layer(stages, scorers).items())
-        places = places or [(ratios.layers[0], (ratios.high, scorers[0]))]
+        stages = stages or [Stage(layer=ratios.layers[0], keep_ratio=ratios.high)]
         for number in range(ratios.stages or 0):
-            layer, (ratio, scorer) = places[min(number, len(places) - 1)]
-            params[f"stage_{number}_layer_index"] = ratios.layers.index(layer)
-            params[f"stage_{number}_keep_ratio"] = ratio
-            chosen[f"stage_{number}_scorer"] = scorer
-        return params, chosen
+            place, named = min(number, len(stages) - 1), _at_number(number)
+            params[named("layer_index")] = ratios.layers.index(stages[place].layer)
+            params[named("keep_ratio")] = stages[place].keep_ratio
+            chosen |= {named(kind): value for kind, value in own[place].items()}
+        return params | chosen
 
     def fault(self, stages: Sequence[Stage]) -> Fault | None:
         most = self.ratios.stages or 0
@@ -155,7 +153,7 @@ class PerStage(Parameterisation):
 class PerSchedule(Parameterisation):
     """A first and a last layer, and keep ratios on a straight line between them."""
 
-    def suggest(self, trial: BaseTrial, scorer: ScorerOf) -> list[Stage]:
+    def suggest(self, trial: BaseTrial, own: OwnOf) -> list[Stage]:
         ratios = self.ratios
         start, end = sorted(
             trial.suggest_int(f"{which}_layer_index", 0, len(ratios.layers) - 1)
@@ -169,21 +167,17 @@ class PerSchedule(Parameterisation):
         )
         line = ratios.line(start, end, first, last)
         return [
-            _stage(layer, line.get(layer, 1.0), scorer(f"scorer_{layer}"))
-            for layer in ratios.layers
+            _stage(layer, line.get(layer, 1.0), own(_at_layer(layer))) for layer in ratios.layers
         ]
 
-    def params(
-        self, stages: Sequence[Stage], scorers: Sequence[str]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
         ends = self._ends(stages)
         assert ends is not None  # `fault` tells of what is on no line
         start, end, *steps = ends
         first, last = (self.ratios.grid()[step] for step in steps)
-        kept, dense = _by_layer(stages, scorers), (self.ratios.high, scorers[0])
         params: dict[str, Any] = {"first_layer_index": start, "last_layer_index": end}
         params |= {"first_keep_ratio": first, "last_keep_ratio": last}
-        return params, {f"scorer_{n}": kept.get(n, dense)[1] for n in self.ratios.layers}
+        return {**params, **_own_params(self.ratios.layers, stages, own)}
 
     def fault(self, stages: Sequence[Stage]) -> Fault | None:
         if self._ends(stages) is not None:
@@ -247,13 +241,25 @@ def _suggest_ratio(trial: BaseTrial, name: str, ratios: Ratios) -> float:
     return trial.suggest_float(name, ratios.low, ratios.high, step=ratios.step)
 
 
-def _stage(layer: int, ratio: float, scorer: Scorer | None) -> Stage:
-    return Stage(layer=layer, keep_ratio=round(ratio, 9), scorer=scorer)
+def _stage(layer: int, ratio: float, own: Mapping[str, Any]) -> Stage:
+    return Stage(layer=layer, keep_ratio=round(ratio, 9), **own)
 
 
-def _by_layer(
-    stages: Sequence[Stage], scorers: Sequence[str]
-) -> dict[int, tuple[float | None, str]]:
-    """Keep ratio and scorer of each stage."""
-    pairs = zip(stages, scorers, strict=False)  # without a stage there is the policy's scorer
-    return {stage.layer: (stage.keep_ratio, scorer) for stage, scorer in pairs}
+def _at_layer(layer: int) -> Named:
+    return lambda kind: f"{kind}_{layer}"
+
+
+def _at_number(number: int) -> Named:
+    return lambda kind: f"stage_{number}_{kind}"
+
+
+def _own_params(
+    layers: Sequence[int], stages: Sequence[Stage], own: Sequence[Own]
+) -> dict[str, str]:
+    """The parameters at each layer, which at one without a stage are those of the first."""
+    at = {stage.layer: values for stage, values in zip(stages, own, strict=False)}
+    return {
+        _at_layer(layer)(kind): value
+        for layer in layers
+        for kind, value in at.get(layer, own[0]).items()
+    }

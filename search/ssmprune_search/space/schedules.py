@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from ssmprune.faults import Fault
 from ssmprune.models.configs import ModelConfig
-from ssmprune.stage import Stage
+from ssmprune.stage import MatchName, Stage
 from ssmprune.yamlfile import FilePart
 from ssmprune_search.space.ratios import KeepRatio, Layers, distinct
 
@@ -37,6 +37,12 @@ class Schedule(FilePart):
         description="a list of keep ratios, one schedule each",
     )
     scorer: str | None = Field(default=None, description="a scorer of the space; else its first")
+    reduce: Literal["drop", "merge"] | None = Field(
+        default=None, description="with layers, what each stage does: drop, the default, or merge"
+    )
+    match: MatchName | None = Field(
+        default=None, description="with layers and `reduce: merge`, who joins whom"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Schedule:
@@ -49,6 +55,14 @@ class Schedule(FilePart):
                     "keep one of the two forms",
                 )
             )
+        if self.stages is not None and (self.reduce or self.match):
+            key = "reduce" if self.reduce else "match"
+            raise ValueError(
+                Fault(
+                    f"{key} must be given with layers and keep_ratio, got one beside stages",
+                    "give it to each of the stages",
+                )
+            )
         return self
 
     def expand(self) -> Iterator[tuple[str, tuple[Stage, ...]]]:
@@ -56,7 +70,10 @@ class Schedule(FilePart):
         if self.stages is not None:
             yield self.name, self.stages
         for ratio in self.keep_ratio or ():
-            stages = tuple(Stage(layer=n, keep_ratio=ratio) for n in self.layers or ())
+            stages = tuple(
+                Stage(layer=n, keep_ratio=ratio, reduce=self.reduce or "drop", match=self.match)
+                for n in self.layers or ()
+            )
             yield f"{self.name}@{ratio:g}", stages
 
 

@@ -1,12 +1,15 @@
-"""The search space: which policies a search may propose. Format `ssmprune.space/1`.
+"""The search space: which policies a search may propose.
 
-With `parameterisation` it is the only place that knows the names of an Optuna trial's parameters.
+Its format is `ssmprune.space/1`, and `ssmprune.space/2` of those whose policies may merge tokens.
+With `parameterisation` and `choices` this is the only place that knows the names of an Optuna
+trial's parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +25,7 @@ from ssmprune.models.configs import ModelConfig, with_classes
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune.pruning.alignment import find_decay
+from ssmprune.pruning.matching import MATCHES, find_match
 from ssmprune.pruning.reduction import Reduction
 from ssmprune.pruning.reductions import (
     DEFAULT,
@@ -30,24 +34,34 @@ from ssmprune.pruning.reductions import (
     ReductionName,
 )
 from ssmprune.pruning.scorers import find_scorer
-from ssmprune.stage import Alignment, DecayName, ModelName, Scorer, ScorerName, Stage
+from ssmprune.stage import Alignment, MatchName, Merge, ModelName, Scorer, ScorerName, Stage
 from ssmprune.yamlfile import FilePart, YamlFile, parse
 from ssmprune_search.candidate.measurement import Measurement
 from ssmprune_search.candidate.objective import OBJECTIVES, ObjectiveName
+from ssmprune_search.candidate.stages import (
+    DROP,
+    asks_scorer,
+    can_merge,
+    counting_alignment,
+    counting_merge,
+    doing,
+    stage_scorers,
+    word,
+)
 from ssmprune_search.space.checks import (
+    merging_faults,
     outside,
     reduction_faults,
     schedule_faults,
-    stage_scorers,
 )
-from ssmprune_search.space.faults import unfit
+from ssmprune_search.space.choices import AlignmentChoices, MergeChoices, listed_choices, pick
+from ssmprune_search.space.faults import SCHEMAS, Schema, unfit
 from ssmprune_search.space.limits import Limits
-from ssmprune_search.space.parameterisation import PARAMETERISATIONS, Parameterisation
+from ssmprune_search.space.parameterisation import PARAMETERISATIONS, Named, Parameterisation
 from ssmprune_search.space.ratios import Ratios, distinct
 from ssmprune_search.space.schedules import Schedule, uniform_schedule
 
-SCHEMA: Literal["ssmprune.space/1"] = "ssmprune.space/1"
-
+_DEFAULT_MERGE = Merge()
 _BOUNDED = list(Limits.model_fields)
 
 MOST_OBJECTIVES = 3
@@ -61,32 +75,17 @@ def _few(objectives: tuple[str, ...]) -> tuple[str, ...]:
     return objectives
 
 
-def _choices(description: str, default: tuple[Any, ...]) -> Any:
-    return Field(default=default, strict=False, description=description)
-
-
-class AlignmentChoices(FilePart):
-    """Alignment settings that are searched; a list of one value fixes it."""
-
-    decay: Annotated[tuple[DecayName, ...], AfterValidator(distinct)] = _choices(
-        "a list of none, zero_input, neighbor", ("none",)
-    )
-    strength: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(distinct)
-    ] = _choices("a list of numbers in (0, 1]", (1.0,))
-    conv: Annotated[tuple[Literal["compact", "position"], ...], AfterValidator(distinct)] = (
-        _choices("a list of compact, position", ("compact",))
-    )
-
-
 class SearchSpace(FilePart):
     """Which policies a search may propose, for one model."""
 
-    schema_: Literal["ssmprune.space/1"] = Field(alias="schema", description=f"write {SCHEMA}")
+    schema_: Schema = Field(
+        alias="schema",
+        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a space whose policies may merge tokens",
+    )
     model: ModelName = Field(description="the name of a model of `ssmprune models`")
     reduction: ReductionName = Field(default=DEFAULT, description=SUMMARIES)
     ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
-    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(distinct)] = _choices(
+    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(distinct)] = listed_choices(
         "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
     )
     scorer_per: Literal["policy", "stage"] = Field(
@@ -94,12 +93,29 @@ class SearchSpace(FilePart):
         description="policy: one scorer for all stages; "
         "stage: one for each stage, or for each of `layers`",
     )
+    reduce: Annotated[tuple[Literal["drop", "merge"], ...], AfterValidator(distinct)] = (
+        listed_choices("a list of drop, merge: what stages may do", ("drop",))
+    )
+    match: Annotated[tuple[MatchName, ...], AfterValidator(distinct)] = listed_choices(
+        f"where stages may merge, a list of {', '.join(MATCHES)}: who joins whom; a stage that "
+        "would have to merge more than its match can drops tokens instead",
+        (find_match(None).name,),
+    )
+    reduce_per: Literal["policy", "stage"] = Field(
+        default="stage",
+        description="where stages may merge; policy: all stages do the same; "
+        "stage: each does what it does best",
+    )
+    merge: MergeChoices = Field(
+        default=MergeChoices(),
+        description="where stages may merge, lists of metric, weight, protect, untouched and fate",
+    )
     alignment: AlignmentChoices = Field(
-        default=AlignmentChoices(), description="lists of decay, strength and conv"
+        default=AlignmentChoices(), description="lists of decay, strength, conv and sizes"
     )
     objectives: Annotated[
         tuple[ObjectiveName, ...], AfterValidator(distinct), AfterValidator(_few)
-    ] = _choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
+    ] = listed_choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
     limits: Limits = Field(
         default=Limits(),
         description=f"bounds of {', '.join(_BOUNDED[:-1])} and {_BOUNDED[-1]}",
@@ -152,6 +168,7 @@ class SearchSpace(FilePart):
         space = parse(file, cls, SpaceError, unfit(file.data))
         faults = [
             *reduction_faults(space),
+            *merging_faults(space),
             *schedule_faults(space),
             *space.limits.faults(space.objectives),
         ]
@@ -193,24 +210,32 @@ class SearchSpace(FilePart):
         """Multiply-adds of the model without pruning, for one image."""
         return _dense_flops(self.config)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What a stage may do: `drop`, and the matches that it may merge by."""
+        found = ((DROP,) if does == DROP else self.match for does in self.reduce)
+        return tuple(chain.from_iterable(found))
+
     def suggest(self, trial: BaseTrial) -> Policy:
         """The policy that a trial stands for; asks the trial for every parameter of the space."""
-        stages = self.parameterisation.suggest(trial, partial(self._suggest_scorer, trial))
-        alignment = Alignment(
-            decay=_pick(trial, "decay", self.alignment.decay),
-            strength=_pick(trial, "strength", self.alignment.strength),
-            conv=_pick(trial, "conv", self.alignment.conv),
-        )
+        stages = self.parameterisation.suggest(trial, partial(self._suggest_own, trial))
+        alignment = Alignment(**self.alignment.suggest(trial))
         scorer = self.scorer[0]
         if self.scorer_per == "policy":
-            scorer = _pick(trial, "scorer", self.scorer)
-        return self.normalise(stages, scorer, alignment)
+            scorer = pick(trial, "scorer", self.scorer)
+        if self.reduce_per == "policy":
+            does = doing(pick(trial, "reduce", self.words))
+            stages = [stage.model_copy(update=does) for stage in stages]
+        return self.normalise(stages, scorer, alignment, Merge(**self.merge.suggest(trial)))
 
-    def _suggest_scorer(self, trial: BaseTrial, name: str) -> Scorer | None:
-        """The scorer of a stage, which the trial calls `name`; None where the policy has one."""
-        if self.scorer_per == "policy":
-            return None
-        return Scorer(name=_pick(trial, name, self.scorer))
+    def _suggest_own(self, trial: BaseTrial, named: Named) -> dict[str, Any]:
+        """What the trial says of a stage beside its layer and keep ratio."""
+        own: dict[str, Any] = {}
+        if self.scorer_per == "stage":
+            own["scorer"] = Scorer(name=pick(trial, named("scorer"), self.scorer))
+        if self.reduce_per == "stage":
+            own |= doing(pick(trial, named("reduce"), self.words))
+        return own
 
     def params(self, policy: Policy) -> dict[str, Any]:
         """The parameters of a trial for which `suggest` gives this policy.
@@ -221,28 +246,39 @@ class SearchSpace(FilePart):
         fault = outside(self, policy.stages, policy.scorer.name)
         if fault:
             raise SpaceError(fault.told())
-        alignment = policy.alignment
-        scorers = stage_scorers(policy.stages, policy.scorer.name)
-        params, chosen = self.parameterisation.params(policy.stages, scorers)
-        if self.scorer_per == "stage" and len(self.scorer) > 1:
-            params |= chosen
-        for name, value, choices in (
-            ("scorer", scorers[0], self.scorer if self.scorer_per == "policy" else ()),
-            ("decay", alignment.decay, self.alignment.decay),
-            ("strength", alignment.strength, self.alignment.strength),
-            ("conv", alignment.conv, self.alignment.conv),
+        return self._params(policy.stages, policy.scorer.name, policy.alignment, policy.merge)
+
+    def _params(
+        self, stages: Sequence[Stage], scorer: str, alignment: Alignment, merge: Merge
+    ) -> dict[str, Any]:
+        scorers = stage_scorers(stages, scorer)
+        words = [word(stage) for stage in stages] or [self.words[0]]
+        shared: dict[str, str] = {}
+        own: list[dict[str, str]] = [{} for _ in scorers]
+        for kind, values, choices, per in (
+            ("scorer", scorers, self.scorer, self.scorer_per),
+            ("reduce", words, self.words, self.reduce_per),
         ):
-            if len(choices) > 1:
-                params[name] = value if value in choices else choices[0]
-        return params
+            if len(choices) > 1 and per == "policy":
+                shared[kind] = values[0]
+            elif len(choices) > 1:
+                for each, value in zip(own, values, strict=True):
+                    each[kind] = value
+        return {
+            **self.parameterisation.params(stages, own),
+            **shared,
+            **self.alignment.params(alignment),
+            **self.merge.params(merge),
+        }
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Every parameter of a trial, with the values that it can take."""
-        ratios = self.ratios
+        ratios, does = self.ratios, doing(self.words[0])
         layers = ratios.layers[: ratios.stages]
-        stages = tuple(Stage(layer=layer, keep_ratio=ratios.low) for layer in layers)
-        policy = self._policy(stages, self.scorer[0], self._first_alignment())
-        trial = FixedTrial(self.params(policy))
+        stages = [Stage(layer=layer, keep_ratio=ratios.low, **does) for layer in layers]
+        trial = FixedTrial(
+            self._params(stages, self.scorer[0], self._first_alignment(), self._first_merge())
+        )
         self.suggest(trial)
         return trial.distributions
 
@@ -264,31 +300,49 @@ class SearchSpace(FilePart):
         )
         return [stage for stage, _ in policy.effective_stages(self.config)]
 
-    def normalise(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
+    def normalise(
+        self,
+        stages: Sequence[Stage],
+        scorer: str,
+        alignment: Alignment,
+        merge: Merge = _DEFAULT_MERGE,
+    ) -> Policy:
         """One policy for all settings that do the same: what changes nothing gets its default.
 
-        The policy's scorer is the first stage's; stages with another carry their own.
+        The policy's scorer is that of the first stage that asks one; stages with another carry
+        their own. A stage that would have to merge more tokens than its match can drops them; with
+        `reduce_per: policy` all stages do.
         """
-        kept = self._effective(stages)
-        if not kept:
-            scorer, alignment = self.scorer[0], Alignment()
-        elif alignment.decay == "none":
-            alignment = Alignment(conv=alignment.conv)
+        kept = self._mergeable(self._effective(stages), merge.protect)
         scorers = stage_scorers(kept, scorer)
+        if not any(map(asks_scorer, kept)):
+            scorers = [self.scorer[0] for _ in scorers]
         kept = [
             stage.model_copy(update={"scorer": None if name == scorers[0] else Scorer(name=name)})
             for stage, name in zip(kept, scorers, strict=False)
         ]
-        return self._policy(kept, scorers[0], alignment)
-
-    def _policy(self, stages: Sequence[Stage], scorer: str, alignment: Alignment) -> Policy:
         return Policy(
             model=self.model,
             reduction=self.reduction,
-            stages=tuple(stages),
-            scorer=Scorer(name=scorer),
-            alignment=alignment,
+            stages=tuple(kept),
+            scorer=Scorer(name=scorers[0]),
+            alignment=counting_alignment(kept, alignment, self.config),
+            merge=counting_merge(kept, merge, self.config),
         )
+
+    def _mergeable(self, stages: Sequence[Stage], protect: int) -> list[Stage]:
+        """The stages, of which those drop that cannot merge what they leave."""
+        counts = self.reducer.counts(stages, self.config)
+        able = [
+            can_merge(stage, entering, left, protect, self.config)
+            for stage, (entering, left) in zip(stages, counts, strict=True)
+        ]
+        if self.reduce_per == "policy":
+            able = [all(able) for _ in able]
+        return [
+            stage.model_copy(update=doing(word(stage) if can else DROP))
+            for stage, can in zip(stages, able, strict=True)
+        ]
 
     def infeasible(self, flops: int) -> str | None:
         """Why so many FLOPs break the limits, as a sentence; None when they keep to them."""
@@ -314,21 +368,18 @@ class SearchSpace(FilePart):
         return found
 
     def _schedule_policy(self, stages: tuple[Stage, ...], scorer: str) -> Policy | None:
-        """The schedule with the first alignment of the space; None when it is not in the space."""
+        """The schedule with the first settings of the space; None when it is not in the space."""
         if outside(self, stages, scorer):
             return None
-        return self.normalise(stages, scorer, self._first_alignment())
+        return self.normalise(stages, scorer, self._first_alignment(), self._first_merge())
 
     def _first_alignment(self) -> Alignment:
-        choices = self.alignment
-        return Alignment(decay=choices.decay[0], strength=choices.strength[0], conv=choices.conv[0])
+        return Alignment(**self.alignment.first())
+
+    def _first_merge(self) -> Merge:
+        return Merge(**self.merge.first())
 
 
 @lru_cache
 def _dense_flops(config: ModelConfig) -> int:
     return count_flops(config).flops
-
-
-def _pick(trial: BaseTrial, name: str, choices: tuple[Any, ...]) -> Any:
-    """A choice of the trial; a single one is no parameter."""
-    return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)

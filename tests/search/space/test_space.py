@@ -431,11 +431,11 @@ def test_shipped_space_is_for_its_model_and_queues_schedules(path: Path):
         ),
         (
             {"model": "plainmamba_l1", "scorer": ["l1", "cls_similarity"]},
-            ["conv must be position", "got 'compact' at alignment.conv", "got 'cls_similarity'"],
+            ["conv must be position or runs", "got 'compact' at", "got 'cls_similarity'"],
         ),
         (
             {"model": "plainmamba_l1", "alignment": {"conv": ["position", "compact"]}},
-            ["conv must be position on plainmamba_l1", "alignment.conv[1]"],
+            ["conv must be position or runs on plainmamba_l1", "alignment.conv[1]"],
         ),
         (
             {"model": "vim_nono", "ratios": ratios(low=2.0), "colour": 1},
