@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from ssmprune import create_model
 from ssmprune.measure.accuracy import Accuracy
+from ssmprune.models.zoo import find_config
 from ssmprune.scan.mamba_ssm import scan_failure
 from ssmprune.training import TrainResult, load_recipe
 from ssmprune_search.cli import app
@@ -118,6 +119,30 @@ def test_profile_prints_costs_of_policy_and_dense(policy: Path) -> None:
         assert sum(row[rule] for row in found["operators"]) == found[rule]
     assert found["flops_ratio"] == found["flops"] / found["dense_flops"] < 1
     assert found["latency"]["batch_size"] == 1
+
+
+def test_profile_tells_what_each_stage_merges_and_what_the_matching_costs(tmp_path: Path) -> None:
+    path = tmp_path / "merging.yaml"
+    path.write_text(
+        "schema: ssmprune.policy/2\nmodel: vim_nano\nstages:\n"
+        "  - {layer: 0, keep_count: 39, reduce: merge, match: neighbors}\n"
+        "  - {layer: 2, keep_count: 28, reduce: merge}\n"
+        "  - {layer: 3, keep_count: 20}\n"
+    )
+    arguments = ("profile", "--model", "vim_nano", "--policy", path, "--batch-size", 1)
+    found = json_of(*arguments)
+    assert [(s["layer"], s["tokens"], s["match"]) for s in found["stages"]] == [
+        (0, 39, "neighbors"),
+        (2, 28, "alternate"),
+        (3, 20, None),
+    ]
+    [match] = [row for row in found["operators"] if row["operator"] == "match"]
+    width = find_config("vim_nano").embed_dim
+    merged = 40 * 25 * width + 29 * 11 * width  # sums of the tokens that are joined
+    assert match["flops"] == match["paper_flops"] == merged + 20 * 19 * width
+    assert match["dense_flops"] == match["dense_paper_flops"] == 0
+    text = call(*arguments).stdout
+    assert "block 2: 28, merge alternate" in text and "block 3: 20, drop" in text
 
 
 def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:

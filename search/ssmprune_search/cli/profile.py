@@ -19,6 +19,7 @@ from ssmprune.measure.profile import profile as measure_profile
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
+from ssmprune.pruning.matching import find_match
 from ssmprune_search.cli.options import (
     Bf16,
     CheckpointKey,
@@ -55,6 +56,8 @@ def profile(
 ) -> None:
     """FLOPs per operator on both rules, tokens per layer, latency of policy and dense.
 
+    How alike merged tokens are is told by [bold]ssmprune tokens[/] and [bold]ssmprune report[/].
+
     Example: [bold]ssmprune profile --model vim_nano --policy policy.yaml[/]
     """
     import_modules(imports or ())
@@ -73,6 +76,9 @@ def profile(
         "",
         f"[bold]Tokens that each layer scans[/]\n{tokens}; leaving the model {costs.tokens[-1]}",
     )
+    stages = _stages(network)
+    if any(stage["match"] for stage in stages):
+        show("", "[bold]Patch tokens that each stage leaves[/]", *map(_stage_text, stages))
     if costs.latency is not None:
         show("", _latency_text(costs.latency))
 
@@ -90,8 +96,29 @@ def _profile_data(network: Backbone, checkpoint: Path | None, costs: Profile) ->
         "flops_ratio": costs.flops_ratio,
         "operators": _operator_rows(costs),
         "tokens": costs.tokens,
+        "stages": _stages(network),
         "latency": costs.latency and asdict(costs.latency),
     }
+
+
+def _stages(network: Backbone) -> list[dict[str, Any]]:
+    """The stages that remove anything: what each does, and the patch tokens that it leaves."""
+    if network.plan is None:
+        return []
+    return [
+        {
+            "layer": stage.layer,
+            "tokens": left,
+            "reduce": stage.reduce,
+            "match": find_match(stage.match).name if stage.reduce == "merge" else None,
+        }
+        for stage, left in network.plan.policy.effective_stages(network.config)
+    ]
+
+
+def _stage_text(stage: dict[str, Any]) -> str:
+    does = f"merge {stage['match']}" if stage["match"] else stage["reduce"]
+    return f"block {stage['layer']}: {stage['tokens']}, {does}"
 
 
 def _operator_rows(costs: Profile) -> list[dict[str, Any]]:

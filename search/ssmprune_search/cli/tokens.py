@@ -49,10 +49,9 @@ def tokens(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Which patches of an image each stage of a policy keeps or merges, drawn on the image.
+    """Which patches of an image each stage of a policy keeps, drawn on the image.
 
-    Patches of one token have one outline and the mean of their pixels. Of what was merged, the mean
-    similarity is told.
+    The patches of a merged token have one outline and the mean of their pixels.
 
     Example: [bold]ssmprune tokens --policy uniform_vim_nano --image digits:7 -o kept.png[/]
     """
