@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ssmprune.models.configs import ModelConfig
@@ -44,12 +44,32 @@ def stage_scorers(stages: Sequence[Stage], scorer: str) -> list[str]:
     return [next(rest) if asks_scorer(stage) else first for stage in stages] or [first]
 
 
-def can_merge(stage: Stage, entering: int, left: int, protect: int, config: ModelConfig) -> bool:
-    """Whether a stage can leave so many of the patch tokens that enter it; each can that drops."""
-    if stage.reduce == "drop":
-        return True
-    most = find_match(stage.match).most(entering, protect, bool(config.prefix_positions))
-    return entering - left <= most
+def mergeable(
+    stages: Sequence[Stage],
+    counts: Iterable[tuple[int, int]],
+    protect: int,
+    config: ModelConfig,
+    together: bool,
+) -> list[Stage]:
+    """The stages, of which those drop whose match cannot merge so many.
+
+    Args:
+        stages: Those of a policy.
+        counts: Of each, the patch tokens that enter it and those that it leaves.
+        protect: Places on either side of the class token where no token is merged.
+        config: The model.
+        together: All drop where one has to.
+    """
+    able = [
+        stage.reduce == "drop"
+        or entering - left
+        <= find_match(stage.match).most(entering, protect, bool(config.prefix_positions))
+        for stage, (entering, left) in zip(stages, counts, strict=True)
+    ]
+    return [
+        stage.model_copy(update=doing(word(stage) if (all(able) if together else can) else DROP))
+        for stage, can in zip(stages, able, strict=True)
+    ]
 
 
 def counting_merge(stages: Sequence[Stage], merge: Merge, config: ModelConfig) -> Merge:

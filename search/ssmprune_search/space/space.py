@@ -11,40 +11,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
-from pydantic import AfterValidator, Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from ssmprune.errors import SpaceError
 from ssmprune.extensions import recorded
-from ssmprune.faults import Fault
 from ssmprune.measure.flops import count_flops
 from ssmprune.models.configs import ModelConfig, with_classes
 from ssmprune.models.zoo import find_config
 from ssmprune.policy import Policy
 from ssmprune.pruning.alignment import find_decay
-from ssmprune.pruning.matching import MATCHES, find_match
 from ssmprune.pruning.reduction import Reduction
-from ssmprune.pruning.reductions import (
-    DEFAULT,
-    REDUCTIONS,
-    SUMMARIES,
-    ReductionName,
-)
+from ssmprune.pruning.reductions import REDUCTIONS
 from ssmprune.pruning.scorers import find_scorer
-from ssmprune.stage import Alignment, MatchName, Merge, ModelName, Scorer, ScorerName, Stage
-from ssmprune.yamlfile import FilePart, YamlFile, parse
+from ssmprune.stage import Alignment, Merge, Scorer, Stage
+from ssmprune.yamlfile import YamlFile, parse
 from ssmprune_search.candidate.measurement import Measurement
-from ssmprune_search.candidate.objective import OBJECTIVES, ObjectiveName
 from ssmprune_search.candidate.stages import (
     DROP,
     asks_scorer,
-    can_merge,
     counting_alignment,
     counting_merge,
     doing,
+    mergeable,
     stage_scorers,
     word,
 )
@@ -54,81 +46,17 @@ from ssmprune_search.space.checks import (
     reduction_faults,
     schedule_faults,
 )
-from ssmprune_search.space.choices import AlignmentChoices, MergeChoices, listed_choices, pick
-from ssmprune_search.space.faults import SCHEMAS, Schema, unfit
-from ssmprune_search.space.limits import Limits
+from ssmprune_search.space.choices import pick
+from ssmprune_search.space.faults import unfit
+from ssmprune_search.space.keys import SpaceKeys
 from ssmprune_search.space.parameterisation import PARAMETERISATIONS, Named, Parameterisation
-from ssmprune_search.space.ratios import Ratios, distinct
-from ssmprune_search.space.schedules import Schedule, uniform_schedule
+from ssmprune_search.space.schedules import uniform_schedule
 
 _DEFAULT_MERGE = Merge()
-_BOUNDED = list(Limits.model_fields)
-
-MOST_OBJECTIVES = 3
-"""With more, nearly every candidate is on the front."""
 
 
-def _few(objectives: tuple[str, ...]) -> tuple[str, ...]:
-    if len(objectives) > MOST_OBJECTIVES:
-        got = f"objectives must be at most {MOST_OBJECTIVES}, got {len(objectives)}"
-        raise ValueError(Fault(got, "remove those that matter least"))
-    return objectives
-
-
-class SearchSpace(FilePart):
+class SearchSpace(SpaceKeys):
     """Which policies a search may propose, for one model."""
-
-    schema_: Schema = Field(
-        alias="schema",
-        description=f"{SCHEMAS[0]}, or {SCHEMAS[1]} of a space whose policies may merge tokens",
-    )
-    model: ModelName = Field(description="the name of a model of `ssmprune models`")
-    reduction: ReductionName = Field(default=DEFAULT, description=SUMMARIES)
-    ratios: Ratios = Field(description="where tokens may leave: per, layers, low, high, step")
-    scorer: Annotated[tuple[ScorerName, ...], AfterValidator(distinct)] = listed_choices(
-        "a list of scorers, such as [l1, clipped_sum]", ("clipped_sum",)
-    )
-    scorer_per: Literal["policy", "stage"] = Field(
-        default="policy",
-        description="policy: one scorer for all stages; "
-        "stage: one for each stage, or for each of `layers`",
-    )
-    reduce: Annotated[tuple[Literal["drop", "merge"], ...], AfterValidator(distinct)] = (
-        listed_choices("a list of drop, merge: what stages may do", ("drop",))
-    )
-    match: Annotated[tuple[MatchName, ...], AfterValidator(distinct)] = listed_choices(
-        f"where stages may merge, a list of {', '.join(MATCHES)}: who joins whom; a stage that "
-        "would have to merge more than its match can drops tokens instead",
-        (find_match(None).name,),
-    )
-    reduce_per: Literal["policy", "stage"] = Field(
-        default="stage",
-        description="where stages may merge; policy: all stages do the same; "
-        "stage: each does what it does best",
-    )
-    merge: MergeChoices = Field(
-        default=MergeChoices(),
-        description="where stages may merge, lists of metric, weight, protect, untouched and fate",
-    )
-    alignment: AlignmentChoices = Field(
-        default=AlignmentChoices(), description="lists of decay, strength, conv and sizes"
-    )
-    objectives: Annotated[
-        tuple[ObjectiveName, ...], AfterValidator(distinct), AfterValidator(_few)
-    ] = listed_choices(f"a list of up to three of {', '.join(OBJECTIVES)}", ("top1", "flops"))
-    limits: Limits = Field(
-        default=Limits(),
-        description=f"bounds of {', '.join(_BOUNDED[:-1])} and {_BOUNDED[-1]}",
-    )
-    schedules: Annotated[tuple[Schedule, ...], Field(strict=False)] = Field(
-        default=(), description="a list of known schedules to try first"
-    )
-    imports: tuple[str, ...] = Field(
-        default=(),
-        strict=False,
-        description="modules of your own that a search imports first, as `--import`; "
-        "paths of .py files are relative to this file",
-    )
 
     _num_classes: int | None = PrivateAttr(None)
 
@@ -315,7 +243,10 @@ class SearchSpace(FilePart):
         their own. A stage that would have to merge more tokens than its match can drops them; with
         `reduce_per: policy` all stages do.
         """
-        kept = self._mergeable(self._effective(stages), merge.protect)
+        kept = self._effective(stages)
+        counts = self.reducer.counts(kept, self.config)
+        together = self.reduce_per == "policy"
+        kept = mergeable(kept, counts, merge.protect, self.config, together)
         scorers = stage_scorers(kept, scorer)
         if not any(map(asks_scorer, kept)):
             scorers = [self.scorer[0] for _ in scorers]
@@ -331,20 +262,6 @@ class SearchSpace(FilePart):
             alignment=counting_alignment(kept, alignment, self.config),
             merge=counting_merge(kept, merge, self.config),
         )
-
-    def _mergeable(self, stages: Sequence[Stage], protect: int) -> list[Stage]:
-        """The stages, of which those drop that cannot merge what they leave."""
-        counts = self.reducer.counts(stages, self.config)
-        able = [
-            can_merge(stage, entering, left, protect, self.config)
-            for stage, (entering, left) in zip(stages, counts, strict=True)
-        ]
-        if self.reduce_per == "policy":
-            able = [all(able) for _ in able]
-        return [
-            stage.model_copy(update=doing(word(stage) if can else DROP))
-            for stage, can in zip(stages, able, strict=True)
-        ]
 
     def infeasible(self, flops: int) -> str | None:
         """Why so many FLOPs break the limits, as a sentence; None when they keep to them."""
