@@ -11,17 +11,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Policy
+from ssmprune.policy import Policy, Stage
 from ssmprune_search.candidate.measurement import Candidate, Measurement
 from ssmprune_search.candidate.objective import FLOPS, MEASURED_COSTS, OBJECTIVES, SCORES, Objective
+from ssmprune_search.candidate.stages import asks_scorer, counting_merge, word
 
 COLUMNS = {
     "trial": "number of the trial",
     "source": "who proposed it: schedule:NAME for a known schedule, warm:NAME for a policy from "
     "elsewhere, else the sampler",
-    "tokens": "patch tokens left after each pruning layer, as LAYER:COUNT",
-    "scorer": "the scorer; several with / where stages name their own",
-    "alignment": "decay, its strength, and what the convolution reads",
+    "tokens": "patch tokens left after each pruning layer, as LAYER:COUNT, or LAYER:COUNT:MATCH "
+    "where they were merged",
+    "scorer": "the scorer; several with / where stages name their own, none where none is asked",
+    "merge": "what tokens that were merged were compared by, and what is not the default; or none",
+    "alignment": "decay, its strength, what the convolution reads, and the step of merged tokens "
+    "where it is not their own",
     **FLOPS.columns,
     **{column: means for o in OBJECTIVES.values() for column, means in o.columns.items()},
 }
@@ -37,6 +41,7 @@ def row(candidate: Candidate) -> dict[str, Any]:
         "source": candidate.source,
         "tokens": tokens_text(policy),
         "scorer": scorer_text(policy),
+        "merge": merge_text(policy) or "none",
         "alignment": alignment_text(policy),
         **search,
         **{f"search_{key}": value for key, value in search.items()},
@@ -72,7 +77,8 @@ def to_table(
     table.add_row("dense", *_cells(dense, dense_holdout, costs), "all")
     for candidate in candidates:
         policy = candidate.policy
-        about = f"{scorer_text(policy)}, {alignment_text(policy)}, {escape(candidate.source)}"
+        settings = (scorer_text(policy), merge_text(policy), alignment_text(policy))
+        about = ", ".join([*filter(None, settings), escape(candidate.source)])
         table.add_row(
             str(candidate.trial),
             *_cells(candidate.search, candidate.holdout, costs),
@@ -82,34 +88,57 @@ def to_table(
 
 
 def tokens_text(policy: Policy) -> str:
-    """Patch tokens that each stage leaves, or has scanned: `0:52 3:31`."""
+    """Patch tokens that each stage leaves, or has scanned: `0:52 3:31`, merged `0:52:neighbors`."""
     counts = policy.keep_counts(find_config(policy.model))
     pairs = zip(policy.stages, counts, strict=True)
-    return " ".join(f"{stage.layer}:{count}" for stage, count in pairs)
+    return " ".join(f"{stage.layer}:{count}{_match_text(stage)}" for stage, count in pairs)
+
+
+def _match_text(stage: Stage) -> str:
+    return f":{word(stage)}" if stage.reduce == "merge" else ""
 
 
 def scorer_text(policy: Policy) -> str:
-    """The scorer's name; those of all stages where they differ; `none` where none is asked."""
-    if not policy.reducer.scores:
+    """The scorer's name; those of the stages that ask one where they differ; `none` without any."""
+    asking = [stage for stage in policy.stages if asks_scorer(stage)]
+    if not policy.reducer.scores or (policy.stages and not asking):
         return "none"
-    names = [policy.stage_scorer(stage).name for stage in policy.stages]
+    names = [policy.stage_scorer(stage).name for stage in asking]
     return "/".join(names if len(set(names)) > 1 else names[:1]) or policy.scorer.name
 
 
+def merge_text(policy: Policy) -> str:
+    """How tokens are merged: `output`, or `stream equal protect 2`; nothing where none is."""
+    if not policy.merges:
+        return ""
+    merge = counting_merge(policy.stages, policy.merge, find_config(policy.model))
+    return " ".join(
+        [
+            merge.metric,
+            *([merge.weight] if merge.weight == "equal" else ()),
+            *([f"protect {merge.protect}"] if merge.protect else ()),
+            *([f"untouched {merge.untouched:g}"] if merge.untouched else ()),
+            *([merge.fate] if merge.fate == "half" else ()),
+        ]
+    )
+
+
 def alignment_text(policy: Policy) -> str:
-    """The alignment in words: `none compact`, `zero_input 0.5 position`, or the reduction."""
+    """The alignment in words: `none compact`, `zero_input 0.5 runs exact`, or the reduction."""
     if not policy.reducer.scores:
         return policy.reduction
     alignment = policy.alignment
     strength = "" if alignment.decay == "none" else f" {alignment.strength:g}"
-    return f"{alignment.decay}{strength} {alignment.conv}"
+    sizes = "" if alignment.sizes == "own" else f" {alignment.sizes}"
+    return f"{alignment.decay}{strength} {alignment.conv}{sizes}"
 
 
 def settings_text(policy: Policy) -> str:
     """Scorer and alignment in a clause, or what the policy does without them."""
     if not policy.reducer.scores:
         return policy.reducer.does
-    return f"scorer {scorer_text(policy)}, alignment {alignment_text(policy)}"
+    merged = f", merged by {merge_text(policy)}" if policy.merges else ""
+    return f"scorer {scorer_text(policy)}{merged}, alignment {alignment_text(policy)}"
 
 
 def _cells(

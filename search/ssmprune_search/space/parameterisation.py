@@ -47,12 +47,13 @@ class Parameterisation(ABC):
         """The stages that a trial stands for, ascending; asks it for every parameter."""
 
     @abstractmethod
-    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own], other: Own) -> dict[str, Any]:
         """The parameters for which `suggest` gives these stages.
 
         Args:
             stages: Stages without a `fault`.
-            own: Those of each; where there is no stage, what any may have.
+            own: Of each.
+            other: Of one that there is not, for a trial that asks for more.
         """
 
     @abstractmethod
@@ -96,11 +97,11 @@ class PerLayer(Parameterisation):
             stages.append(_stage(layer, ratio, own(_at_layer(layer))))
         return stages
 
-    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own], other: Own) -> dict[str, Any]:
         kept = {stage.layer: stage.keep_ratio for stage in stages}
         layers = self.ratios.layers
         params = {f"keep_ratio_{n}": kept.get(n, self.ratios.high) for n in layers}
-        return {**params, **_own_params(layers, stages, own)}
+        return {**params, **_own_params(layers, stages, own, other)}
 
     def fault(self, stages: Sequence[Stage]) -> Fault | None:
         if self.ratios.high == 1 or len(stages) == len(self.ratios.layers):
@@ -124,11 +125,12 @@ class PerStage(Parameterisation):
             lowest.setdefault(stage.layer, stage)
         return [*lowest.values()]
 
-    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own], other: Own) -> dict[str, Any]:
         ratios = self.ratios
         params: dict[str, Any] = {}
         chosen: dict[str, str] = {}
-        stages = stages or [Stage(layer=ratios.layers[0], keep_ratio=ratios.high)]
+        if not stages:
+            stages, own = [Stage(layer=ratios.layers[0], keep_ratio=ratios.high)], [other]
         for number in range(ratios.stages or 0):
             place, named = min(number, len(stages) - 1), _at_number(number)
             params[named("layer_index")] = ratios.layers.index(stages[place].layer)
@@ -170,14 +172,14 @@ class PerSchedule(Parameterisation):
             _stage(layer, line.get(layer, 1.0), own(_at_layer(layer))) for layer in ratios.layers
         ]
 
-    def params(self, stages: Sequence[Stage], own: Sequence[Own]) -> dict[str, Any]:
+    def params(self, stages: Sequence[Stage], own: Sequence[Own], other: Own) -> dict[str, Any]:
         ends = self._ends(stages)
         assert ends is not None  # `fault` tells of what is on no line
         start, end, *steps = ends
         first, last = (self.ratios.grid()[step] for step in steps)
         params: dict[str, Any] = {"first_layer_index": start, "last_layer_index": end}
         params |= {"first_keep_ratio": first, "last_keep_ratio": last}
-        return {**params, **_own_params(self.ratios.layers, stages, own)}
+        return {**params, **_own_params(self.ratios.layers, stages, own, other)}
 
     def fault(self, stages: Sequence[Stage]) -> Fault | None:
         if self._ends(stages) is not None:
@@ -254,12 +256,11 @@ def _at_number(number: int) -> Named:
 
 
 def _own_params(
-    layers: Sequence[int], stages: Sequence[Stage], own: Sequence[Own]
+    layers: Sequence[int], stages: Sequence[Stage], own: Sequence[Own], other: Own
 ) -> dict[str, str]:
-    """The parameters at each layer, which at one without a stage are those of the first."""
-    at = {stage.layer: values for stage, values in zip(stages, own, strict=False)}
+    at = {stage.layer: values for stage, values in zip(stages, own, strict=True)}
     return {
         _at_layer(layer)(kind): value
         for layer in layers
-        for kind, value in at.get(layer, own[0]).items()
+        for kind, value in at.get(layer, other).items()
     }

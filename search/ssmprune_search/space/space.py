@@ -252,20 +252,22 @@ class SearchSpace(FilePart):
         self, stages: Sequence[Stage], scorer: str, alignment: Alignment, merge: Merge
     ) -> dict[str, Any]:
         scorers = stage_scorers(stages, scorer)
-        words = [word(stage) for stage in stages] or [self.words[0]]
+        words = [word(stage) for stage in stages]
         shared: dict[str, str] = {}
-        own: list[dict[str, str]] = [{} for _ in scorers]
-        for kind, values, choices, per in (
-            ("scorer", scorers, self.scorer, self.scorer_per),
-            ("reduce", words, self.words, self.reduce_per),
+        own: list[dict[str, str]] = [{} for _ in stages]
+        other: dict[str, str] = {}
+        for kind, values, fallback, choices, per in (
+            ("scorer", scorers, scorers[0], self.scorer, self.scorer_per),
+            ("reduce", words, self.words[0], self.words, self.reduce_per),
         ):
             if len(choices) > 1 and per == "policy":
-                shared[kind] = values[0]
+                shared[kind] = values[0] if values else fallback
             elif len(choices) > 1:
-                for each, value in zip(own, values, strict=True):
+                other[kind] = fallback
+                for each, value in zip(own, values, strict=False):
                     each[kind] = value
         return {
-            **self.parameterisation.params(stages, own),
+            **self.parameterisation.params(stages, own, other),
             **shared,
             **self.alignment.params(alignment),
             **self.merge.params(merge),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ssmprune import Policy
 from ssmprune_search.candidate.measurement import Candidate, Measurement
-from ssmprune_search.results.table import COLUMNS, row, to_csv, to_table
+from ssmprune_search.results.table import COLUMNS, row, settings_text, to_csv, to_table
 
 MakeCandidate = Callable[..., Candidate]
 
@@ -23,6 +23,7 @@ def test_row_has_every_column_and_none_where_nothing_was_measured(
     assert list(found) == list(COLUMNS)
     assert found["tokens"] == "1:63 5:28"
     assert (found["scorer"], found["alignment"]) == ("clipped_sum", "none compact")
+    assert found["merge"] == "none"
     assert (found["search_top1"], found["search_top1_low"]) == (90.0, 88.0)
     empty = {key for key, value in found.items() if value is None}
     assert empty == {c for c in COLUMNS if c.startswith(("holdout", "latency", "peak_memory"))}
@@ -45,6 +46,27 @@ def test_row_names_the_scorers_of_stages_and_the_strength_of_alignment(
     assert found["tokens"] == "1:32 2:16"
     assert found["scorer"] == "l1/clipped_sum"
     assert found["alignment"] == "neighbor 0.5 position"
+
+
+def test_row_says_what_was_merged_and_how(make_candidate: MakeCandidate) -> None:
+    merged = {"layer": 1, "keep_ratio": 0.6, "reduce": "merge", "match": "neighbors"}
+    policy = Policy.model_validate(
+        {
+            "model": "vim_nano",
+            "stages": [merged, {"layer": 2, "keep_ratio": 0.5, "scorer": {"name": "l1"}}],
+            "merge": {"metric": "stream", "protect": 2, "untouched": 0.5},
+            "alignment": {"sizes": "exact", "conv": "runs"},
+        }
+    )
+    found = row(replace(make_candidate(0, 90.0, 0.5), policy=policy))
+    assert found["tokens"] == "1:39:neighbors 2:20"
+    assert (found["scorer"], found["merge"]) == ("l1", "stream protect 2")
+    assert found["alignment"] == "none runs exact"
+    assert settings_text(policy) == (
+        "scorer l1, merged by stream protect 2, alignment none runs exact"
+    )
+    alone = policy.model_copy(update={"stages": policy.stages[:1]})
+    assert row(replace(make_candidate(0, 90.0, 0.5), policy=alone))["scorer"] == "none"
 
 
 def test_row_of_a_grid_policy_has_the_scanned_tokens_and_no_scorer(

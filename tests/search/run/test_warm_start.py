@@ -13,8 +13,9 @@ from optuna.trial import FixedTrial
 from ssmprune import Policy
 from ssmprune.errors import UsageError
 from ssmprune.models.zoo import find_config
-from ssmprune.policy import Stage
+from ssmprune.policy import Alignment, Merge, Stage
 from ssmprune_search.candidate.pareto import pruning_key
+from ssmprune_search.candidate.stages import word
 from ssmprune_search.results.outcome import Outcome
 from ssmprune_search.run.warm_start import adapt, warm_start
 from ssmprune_search.space.space import SearchSpace
@@ -150,6 +151,61 @@ def test_unknown_scorer_becomes_the_first_of_the_space() -> None:
     found = adapt(policy, space(scorer=["l2", "sum"]))
     assert found is not None
     assert found.scorer.name == "l2"
+
+
+MERGED = {
+    "model": "vim_nano",
+    "stages": [
+        {"layer": 0, "keep_ratio": 0.6, "reduce": "merge", "match": "neighbors"},
+        {"layer": 2, "keep_ratio": 0.7, "reduce": "merge", "match": "score"},
+        {"layer": 5, "keep_ratio": 0.8},
+    ],
+    "merge": {"metric": "stream", "weight": "equal", "untouched": 0.5},
+    "alignment": {"sizes": "exact", "conv": "runs"},
+}
+WORDS = ["neighbors", "score", "drop"]
+EVERY = {"per": "layer", "layers": list(range(23)), "low": 0.5, "step": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"match": ["alternate", "score", "neighbors"]}, WORDS),
+        ({"match": ["alternate", "neighbors"]}, ["neighbors", "alternate", "drop"]),
+        ({"match": ["neighbors"], "reduce_per": "policy"}, ["neighbors"] * 3),
+        ({"match": ["neighbors"], "reduce": ["merge"], "low": 0.55}, ["neighbors"] * 3),
+        ({"reduce": ["drop"]}, ["drop"] * 3),
+    ],
+)
+def test_stages_go_on_to_merge_where_the_space_does(changes: dict, words: list[str]) -> None:
+    """From a model of 8 blocks to one of 24."""
+    policy = Policy.model_validate(MERGED)
+    given = {"schema": "ssmprune.space/2", "reduce": ["drop", "merge"], **changes}
+    ratios = {**EVERY, "low": given.pop("low", 0.5)}
+    found = adapt(policy, space("vim_small_patch16_224", ratios=ratios, **given))
+    assert found is not None
+    assert [word(stage) for stage in found.stages] == words
+    assert [stage.layer for stage in found.stages] == [2, 8, 17]
+    assert shares_left(found) == pytest.approx(shares_left(policy), abs=0.02)
+
+
+def test_settings_of_merging_stay_where_the_space_has_them() -> None:
+    merging = {
+        "schema": "ssmprune.space/2",
+        "reduce": ["drop", "merge"],
+        "match": ["alternate", "score", "neighbors"],
+        "ratios": EVERY,
+    }
+    wide = space(
+        "vim_small_patch16_224",
+        merge={"metric": ["output", "stream"], "weight": ["size"], "untouched": [0.0, 0.5]},
+        alignment={"sizes": ["own", "exact"], "conv": ["compact"]},
+        **merging,
+    )
+    found = adapt(Policy.model_validate(MERGED), wide)
+    assert found is not None
+    assert found.merge == Merge(metric="stream", untouched=0.5)
+    assert found.alignment == Alignment(sizes="exact")
 
 
 def test_policy_outside_the_limits_or_of_another_reduction_is_left_out() -> None:

@@ -18,7 +18,7 @@ from ssmprune.errors import SpaceError
 from ssmprune.measure.flops import count_flops
 from ssmprune.models import zoo
 from ssmprune.models.zoo import find_config, model_names
-from ssmprune.policy import Alignment, Scorer, Stage
+from ssmprune.policy import Alignment, Merge, Scorer, Stage
 from ssmprune.pruning.scorers import scorers as registered
 from ssmprune.stage import conv_fault, scorer_fault
 from ssmprune_search.candidate.measurement import Measurement
@@ -71,17 +71,44 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         where["stages"] = draw(st.integers(1, 4))
     if not find_config(model).prunable:
         return space(model=model, reduction="grid", ratios=where)
-    return space(
-        model=model,
-        ratios=where,
-        scorer=draw(subsets(scorers)),
-        scorer_per=draw(st.sampled_from(["policy", "stage"])),
-        alignment={
-            "decay": draw(subsets(["none", "zero_input", "neighbor"])),
-            "strength": draw(subsets([0.25, 0.5, 1.0])),
-            "conv": draw(subsets(convs)),
-        },
-    )
+    alignment = {
+        "decay": draw(subsets(["none", "zero_input", "neighbor"])),
+        "strength": draw(subsets([0.25, 0.5, 1.0])),
+        "conv": draw(subsets(convs)),
+    }
+    changes = {
+        "ratios": where,
+        "scorer": draw(subsets(scorers)),
+        "scorer_per": draw(st.sampled_from(["policy", "stage"])),
+    }
+    if draw(st.booleans()):
+        changes |= draw(merging(where["low"], bool(config.prefix_positions)))
+        alignment["conv"] = draw(subsets([*convs, "runs"]))
+        alignment["sizes"] = draw(subsets(["own", "scaled", "exact"]))
+    return space(model=model, alignment=alignment, **changes)
+
+
+@st.composite
+def merging(draw: st.DrawFn, low: float, has_prefix: bool) -> dict[str, Any]:
+    match = draw(subsets(["alternate", "neighbors", "score"]))
+    merge: dict[str, Any] = {
+        "metric": draw(subsets(["output", "y", "C"])),
+        "weight": draw(subsets(["size", "equal"])),
+        "protect": draw(subsets([0, 1, 3])) if has_prefix else [0],
+    }
+    if "score" in match:
+        merge["untouched"] = draw(subsets([0.0, 0.5]))
+        merge["fate"] = draw(subsets(["merge", "half"]))
+    reduce = draw(st.permutations(["drop", "merge"]))
+    if low > 0.5 and merge["protect"] == [0] and draw(st.booleans()):
+        reduce = ["merge"]
+    return {
+        "schema": "ssmprune.space/2",
+        "reduce": reduce,
+        "match": match,
+        "reduce_per": draw(st.sampled_from(["policy", "stage"])),
+        "merge": merge,
+    }
 
 
 def any_value(draw: st.DrawFn, distribution: BaseDistribution) -> Any:
@@ -129,6 +156,9 @@ def test_suggest_leaves_out_what_changes_nothing(proposal: tuple[SearchSpace, Fi
         assert policy.alignment.strength == 1.0
     if not policy.stages:
         assert policy.alignment == Alignment()
+    if not policy.merges:
+        assert policy.merge == Merge()
+        assert policy.alignment.sizes == "own" and policy.alignment.conv != "runs"
 
 
 def test_suggest_asks_for_nothing_where_a_list_has_one_value():
