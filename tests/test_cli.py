@@ -142,7 +142,7 @@ def test_profile_tells_what_each_stage_merges_and_what_the_matching_costs(tmp_pa
     assert match["flops"] == match["paper_flops"] == merged + 20 * 19 * width
     assert match["dense_flops"] == match["dense_paper_flops"] == 0
     text = call(*arguments).stdout
-    assert "block 2: 28, merge alternate" in text and "block 3: 20, drop" in text
+    assert "block 2: 28, alternate" in text and "block 3: 20, drop" in text
 
 
 def test_profile_of_a_dense_model_has_ratio_one(weights: Path) -> None:

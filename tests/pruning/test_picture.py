@@ -146,10 +146,10 @@ def test_tokens_tells_what_was_merged_and_how_alike_it_was(tmp_path):
     result = call(*arguments)
     assert result.exit_code == 0, result.output
     assert re.search(
-        r"^block 0: 39 of 64 tokens left, 25 merged, mean similarity 0\.\d{3}; \d+ of several pat",
+        r"^block 0: 39 of 64 tokens kept, 25 merged, mean similarity 0\.\d{3}; \d+ of several pat",
         result.stdout,
     )
-    assert re.search(r"^block 3: 20 of 64 tokens left; \d+ of several", result.stdout, re.M)
+    assert re.search(r"^block 3: 20 of 64 tokens kept; \d+ of several", result.stdout, re.M)
     told = json.loads(call(*arguments, "--force", "--json").stdout)
     first, last = told["stages"]
     assert (first["merged"], last["merged"], last["similarity"]) == (25, 0, None)

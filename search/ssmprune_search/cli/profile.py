@@ -19,7 +19,7 @@ from ssmprune.measure.profile import profile as measure_profile
 from ssmprune.models.backbone import Backbone
 from ssmprune.models.factory import create_model
 from ssmprune.output import print_json, show
-from ssmprune.pruning.matching import find_match
+from ssmprune_search.candidate.stages import word
 from ssmprune_search.cli.options import (
     Bf16,
     CheckpointKey,
@@ -110,15 +110,14 @@ def _stages(network: Backbone) -> list[dict[str, Any]]:
             "layer": stage.layer,
             "tokens": left,
             "reduce": stage.reduce,
-            "match": find_match(stage.match).name if stage.reduce == "merge" else None,
+            "match": word(stage) if stage.reduce == "merge" else None,
         }
         for stage, left in network.plan.policy.effective_stages(network.config)
     ]
 
 
 def _stage_text(stage: dict[str, Any]) -> str:
-    does = f"merge {stage['match']}" if stage["match"] else stage["reduce"]
-    return f"block {stage['layer']}: {stage['tokens']}, {does}"
+    return f"block {stage['layer']}: {stage['tokens']}, {stage['match'] or stage['reduce']}"
 
 
 def _operator_rows(costs: Profile) -> list[dict[str, Any]]:

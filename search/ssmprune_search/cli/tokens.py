@@ -105,7 +105,7 @@ def _passage_data(
 def _stage_text(stage: KeptPatches, verb: str) -> str:
     if not stage.shares:
         return f"block {stage.layer}: {stage.count} of {stage.patches} patches {verb}"
-    text = f"block {stage.layer}: {stage.count} of {stage.patches} tokens left"
+    text = f"block {stage.layer}: {stage.count} of {stage.patches} tokens {verb}"
     if stage.mean_similarity is not None:
         text += f", {stage.merged} merged, mean similarity {stage.mean_similarity:.3f}"
     groups = sorted({len(stage.shared(image)) for image in range(len(stage.groups))})

@@ -13,10 +13,9 @@ from ssmprune_search.candidate.objective import COSTS, MEASURED_COSTS
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.references import KnownSchedule
 from ssmprune_search.report.samples import Bench, data_uri, passage_data
-from ssmprune_search.report.stages import stages_text
 from ssmprune_search.results.export import annotate
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import settings_text
+from ssmprune_search.results.table import settings_text, tokens_text
 
 
 def page_data(findings: Findings, bench: Bench | None) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def _candidate_point(candidate: Candidate, kind: str) -> dict[str, Any]:
         "flops": candidate.search.flops_ratio,
         **_accuracies(figures),
         **_costs(candidate.search),
-        "tokens": stages_text(candidate.policy),
+        "tokens": tokens_text(candidate.policy),
     }
 
 
@@ -152,7 +151,7 @@ def _policy_data(
     return {
         "tokens": list(policy.entering_tokens(config)),
         "settings": settings_text(policy),
-        "stages": stages_text(policy) if policy.merges else None,
+        "stages": tokens_text(policy) if policy.merges else None,
         "where": policy.reducer.where,
         "operators": count.by_operator(),
         "flops": count.flops,

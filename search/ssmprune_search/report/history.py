@@ -12,9 +12,9 @@ import optuna
 from ssmprune.policy import Policy
 from ssmprune_search.candidate.measurement import Candidate
 from ssmprune_search.candidate.pareto import pareto_front
-from ssmprune_search.report.stages import stage_kinds_text
+from ssmprune_search.candidate.stages import word
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import alignment_text, scorer_text
+from ssmprune_search.results.table import alignment_text, merge_text, scorer_text
 from ssmprune_search.study.study import Study
 
 MOMENTS = 150
@@ -97,12 +97,17 @@ def importances(outcome: Outcome, study: Study) -> dict[str, dict[str, float]]:
 def choices(outcome: Outcome) -> dict[str, list[Choice]]:
     """How often the front and all candidates use each scorer and alignment, commonest first.
 
-    Where a candidate merges tokens, what its stages do as well.
+    Where a candidate merges tokens, what stages do and how they merge as well.
     """
     kinds: dict[str, Callable[[Policy], str]] = {"Scorer": scorer_text, "Alignment": alignment_text}
     if any(candidate.policy.merges for candidate in outcome.candidates):
-        kinds = {"Stages": stage_kinds_text, **kinds}
+        kinds = {"Stages": _words, "Merging": lambda p: merge_text(p) or "none", **kinds}
     return {kind: _shares(outcome, name) for kind, name in kinds.items()}
+
+
+def _words(policy: Policy) -> str:
+    """What the stages do, each once: `neighbors, drop`."""
+    return ", ".join(dict.fromkeys(map(word, policy.stages))) or "none"
 
 
 def _shares(outcome: Outcome, name: Callable[[Policy], str]) -> list[Choice]:

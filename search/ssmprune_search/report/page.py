@@ -12,9 +12,8 @@ from ssmprune_search.candidate.objective import MEASURED_COSTS, OBJECTIVES
 from ssmprune_search.report.data import page_data, schedule_ids
 from ssmprune_search.report.findings import Findings
 from ssmprune_search.report.samples import Bench
-from ssmprune_search.report.stages import stages_text
 from ssmprune_search.results.outcome import Outcome
-from ssmprune_search.results.table import alignment_text, scorer_text
+from ssmprune_search.results.table import alignment_text, scorer_text, tokens_text
 
 GENERATOR = "ssmprune report"
 """What the page says of who wrote it."""
@@ -39,7 +38,7 @@ def page_text(findings: Findings, bench: Bench | None, missing: str | None) -> s
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     environment.filters["percent"] = _percent
     environment.filters["parameter"] = _parameter
-    for write in (stages_text, scorer_text, alignment_text):
+    for write in (tokens_text, scorer_text, alignment_text):
         environment.filters[write.__name__] = write
     return environment.get_template("page.html").render(
         style=_read("page.css"),
@@ -90,4 +89,6 @@ def _percent(share: float, digits: int = 0) -> str:
 def _parameter(name: str) -> str:
     """A parameter's name in words."""
     kind, _, layer = name.rpartition("_")
-    return f"block {layer}, ratio" if kind == "keep_ratio" else name.replace("_", " ")
+    if not layer.isdecimal():
+        return name.replace("_", " ")
+    return f"block {layer}, {kind.removeprefix('keep_').replace('_', ' ')}"

@@ -22,10 +22,10 @@ from ssmprune.models.checkpoints import shipped_checkpoint
 from ssmprune.policy import Policy
 from ssmprune.pruning.apply import apply_policy
 from ssmprune.pruning.kept import KeptPatches, kept_patches
-from ssmprune.pruning.matching import find_match
 from ssmprune.pruning.picture import group_colors, patch_means
 from ssmprune.tasks import task_of
 from ssmprune_search.candidate.measurement import Measurement
+from ssmprune_search.candidate.stages import word
 from ssmprune_search.evaluation.evaluator import Evaluator, ModelEvaluators
 from ssmprune_search.results.outcome import Outcome
 
@@ -199,7 +199,7 @@ def group_text(groups: Sequence[Sequence[int]], columns: int) -> str:
 
 def passage_data(passage: Passage, policy: Policy, bench: Bench) -> dict[str, Any]:
     """A passage for the page."""
-    matches = {stage.layer: find_match(stage.match).name for stage in policy.stages}
+    matches = {stage.layer: word(stage) for stage in policy.stages}
     return {
         "predicted": [bench.class_name(label) for label in passage.predicted],
         "stages": [

@@ -267,13 +267,13 @@ def test_page_names_what_each_stage_does_where_some_merge(
     outcome = with_merging(Outcome.read(finished_run))
     write_report(outcome)
     page, without = page_of(finished_run), page_of(written)
-    text = "merge neighbors 0:39, merge alternate 2:28, drop 3:20"
-    assert f'<td class="stages">{text}</td>' in page and "merge neighbors" not in without
+    text = "0:39:neighbors 2:28:alternate 3:20"
+    assert f'<td class="stages">{text}</td>' in page and ":neighbors" not in without
     told = data_of(page)["policies"]
     stages = {m.trial: told[f"trial-{m.trial}"]["stages"] for m in outcome.members}
     assert [*stages.values()][:2] == [text, None]
     [kinds] = [part for part in page.split("<h3>") if part.startswith("Stages</h3>")]
-    assert "<dt>merge neighbors, merge alternate, drop</dt>" in kinds and "<dt>drop</dt>" in kinds
+    assert "<dt>neighbors, alternate, drop</dt>" in kinds and "<dt>drop</dt>" in kinds
 
 
 def test_groups_go_to_the_page_as_text_that_gives_them_back() -> None:
@@ -283,6 +283,19 @@ def test_groups_go_to_the_page_as_text_that_gives_them_back() -> None:
     colors = [int(color) for color, *_ in parts]
     assert colors == group_colors(groups, 8) and colors[0] not in colors[1:]
     assert group_text([], 8) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("keep_ratio_3", "block 3, ratio"),
+        ("reduce_12", "block 12, reduce"),
+        ("stage_0_keep_ratio", "stage 0 keep ratio"),
+        ("decay", "decay"),
+    ],
+)
+def test_parameters_are_told_in_words(name: str, words: str) -> None:
+    assert ssmprune_search.report.page._parameter(name) == words
 
 
 @pytest.mark.usefixtures("quick")

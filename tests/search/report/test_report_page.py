@@ -129,9 +129,7 @@ def test_merged_patches_have_the_outlines_and_the_colors_that_the_picture_has(op
         assert "merged (neighbors), mean similarity 0." in text_of_all(opened, ".kept .head")
         first = drawn[0].find_element("xpath", "..").find_elements("css selector", "[fill]")[0]
         assert first.get_attribute("fill").startswith("rgb(")
-        assert "merge neighbors 0:39, merge alternate 2:28, drop 3:20" in text(
-            opened, "#policy .about"
-        )
+        assert "0:39:neighbors 2:28:alternate 3:20" in text(opened, "#policy .about")
     assert opened.get_log("browser") == []
 
 
