@@ -90,7 +90,7 @@ class TokenStream:
         Args:
             sources_BR: Indices of the tokens that join others.
             targets_BR: Index of the one that each joins; -1 where it leaves for good.
-            similarity_BR: Their similarity, for the record.
+            similarity_BR: Of those that do join one, for the record.
             by_size: Whether a token counts in the mean by the positions that it stands for.
             layer: The block after which they do.
         """

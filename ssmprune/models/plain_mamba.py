@@ -115,16 +115,16 @@ class GridTokens:
         grid: H and W.
         device: Where the tokens are.
         positions: Raster positions of the tokens, (B, L); None where none was pruned.
+        alignment: How the scans and the convolution treat the places of those that have left.
         members: The token that each position is in, (B, H W), -1 where it has left; None where no
             token was merged.
-        alignment: How the scans and the convolution treat the places of those that have left.
     """
 
     grid: tuple[int, int]
     device: torch.device
     positions: Tensor | None = None
-    members: Tensor | None = None
     alignment: Alignment | None = None
+    members: Tensor | None = None
 
     @functools.cached_property
     def walks(self) -> tuple[Walk, Walk]:
@@ -369,7 +369,7 @@ class PlainMamba(Backbone):
                 output = BlockOutput(features, mixed.gated, weights, layer.mamba.out_proj)
                 stream = self.reduce(stream, output)
                 tokens = GridTokens(
-                    grid, hidden.device, stream.positions, stream.members, self.plan.alignment
+                    grid, hidden.device, stream.positions, self.plan.alignment, stream.members
                 )
             else:
                 projected = layer.mamba.out_proj(mixed.gated)

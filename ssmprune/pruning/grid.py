@@ -70,10 +70,13 @@ class GridStep(Step):
 
         height, width = config.block_grids[layer]
         rows, columns = self.stage.keep_grid(height, width)
-        kept_rows = torch.tensor(line_groups(height, rows)[0])
-        groups = torch.full((height, width), -1)
-        cells = torch.arange(rows * columns).view(rows, columns)
-        groups[kept_rows[:, None], line_groups(width, columns)[0]] = cells
+        kept_rows, row_group = (torch.tensor(lines) for lines in line_groups(height, rows))
+        kept_columns, column_group = (torch.tensor(lines) for lines in line_groups(width, columns))
+        groups = row_group[:, None] * columns + column_group
+        if self.pool == "middle":
+            scanned = torch.zeros_like(groups, dtype=torch.bool)
+            scanned[kept_rows[:, None], kept_columns] = True
+            groups = groups.masked_fill(~scanned, -1)
         return groups.expand(len(stream.hidden), -1, -1)
 
 

@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
     Attributes:
         sources: Indices of the tokens that leave, (B, R).
         targets: Index of the token that each source goes into, (B, R); -1 where it leaves for good.
-        similarity: Cosine of each source and its target, (B, R).
+        similarity: Cosine of each source that joins another and its target.
     """
 
     sources: Tensor
@@ -189,7 +189,8 @@ class Neighbors(_Halves):
         similarity = torch.stack(
             [F.pad(to_before, (1, 0)), F.pad(to_behind, (0, even.shape[1] - pairs))], dim=2
         )
-        apart = (both - even[..., None]).abs() != 1  # across a prefix token, or none there
+        across = (both - even[..., None]).abs() != 1  # a prefix token lies between them
+        apart = across | (both < 0)
         if choice.settings.protect:
             near = choice.near_prefix()
             here, there = (take(near, found) for found in (even, both.flatten(1).clamp(min=0)))
@@ -240,9 +241,10 @@ class ByScore(Match):
         into = take(targets, best)
         if choice.settings.fate == "half":
             rank = _descending(strength)
-            merged = torch.arange(count, device=rank.device) < math.ceil(count / 2)
-            sources, into, strength = (take(found, rank) for found in (sources, into, strength))
-            into = torch.where(merged, into, -1)
+            half = math.ceil(count / 2)
+            sources, into = take(sources, rank), take(into, rank)
+            into = torch.where(torch.arange(count, device=rank.device) < half, into, -1)
+            strength = take(strength, rank[:, :half])
         return Pairs(sources, into, strength)
 
     def _targets(self, staying: int, prefix: int, settings: Merge) -> int:
@@ -262,7 +264,7 @@ class ByScore(Match):
             yield FlopRow(part, "gather", shape.prefix * shape.L, 0)
         if settings.fate == "half":
             yield FlopRow(part, "sort", sort_flops(count), 0)
-            yield FlopRow(part, "gather", 3 * count, 0)
+            yield FlopRow(part, "gather", 2 * count, 0)
 
 
 MATCHES: dict[str, Match] = {match.name: match for match in (Alternate(), Neighbors(), ByScore())}

@@ -334,15 +334,17 @@ def test_as_many_pairs_are_found_as_a_match_promises(patches, protect, has_prefi
     assume(most > 0)
     middle = (data.draw(st.integers(0, patches)),) if has_prefix else ()
     length = patches + len(middle)
-    hidden = torch.rand(2, length, 3, generator=torch.Generator().manual_seed(patches)) + 0.1
+    hidden = torch.randn(2, length, 3, generator=torch.Generator().manual_seed(patches))
     stream = TokenStream.begin(hidden, (1, patches), middle)
     features = Features(hidden, (), stream.positions, stream.prefix_mask(), 0)
     unit = hidden / hidden.norm(dim=2, keepdim=True)
     choice = Choice(stream, features, unit, Merge(protect=protect), Scorer(name="l1"))
     pairs = MATCHES[match].pairs(choice, most)
-    assert (pairs.similarity > 0).all()
+    assert (pairs.similarity.abs() <= 1 + 1e-6).all() and (pairs.targets >= 0).all()
     for image in range(2):
         sources, targets = pairs.sources[image].tolist(), pairs.targets[image].tolist()
+        if match == "neighbors":
+            assert all(abs(a - b) == 1 for a, b in zip(sources, targets, strict=True))
         assert len(set(sources)) == most and not {*sources} & {*targets}
         for one in (*sources, *targets):
             assert all(abs(one - place) > protect for place in middle)

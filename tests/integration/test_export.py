@@ -70,7 +70,7 @@ def test_exported_program_computes_the_same(family, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", ["vim", "vim-alternate", "plain_mamba"])
 def test_onnxruntime_computes_the_same(family, tmp_path):
     model, images = pruned(family, "auto")
     export_onnx(model, tmp_path / "model.onnx", batch_size=len(images))

@@ -113,7 +113,7 @@ def test_walk_along_the_rows_is_exact_for_runs_within_a_row(reverse):
     device = torch.device("cpu")
     expected = walked(u[:, members], GridTokens(config.grid, device), len(members))
     settings = Alignment(conv="position", sizes="exact")
-    tokens = GridTokens(config.grid, device, places[None], members[None], settings)
+    tokens = GridTokens(config.grid, device, places[None], settings, members[None])
     found = walked(u, tokens, len(sizes))
     for run, size in enumerate(sizes):
         first = int(places[run])
