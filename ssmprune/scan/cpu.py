@@ -26,6 +26,7 @@ Then gamma_t lambda_t takes the place of lambda_t in the second line above, and
     gain_flow_t = d/d(A d_t) by way of the gain = lambda_t B_t d_t u_t gamma'_t
 
 Kernels are compiled without sizes and with them; tokens of size 1 are computed the same in both.
+That of a run decays by r^size_t, found beside the gain, and apart from that over its gap, if any.
 """
 
 from __future__ import annotations
@@ -172,12 +173,25 @@ def _advance(state, A, B, decay_step, step_u):
 
 
 @inline
-def _advance_run(state, A, B, decay_step, step_u, step, size):
+def _run_decay_and_gain(A, step, size):
+    """exp(A size d) and gamma of a run of more than one token."""
     ratio = exp2(step * A)
-    gain = ratio + 1.0
+    decay, gain = ratio * ratio, ratio + 1.0
     for _ in range(2, size):
+        decay *= ratio
         gain = ratio * gain + 1.0
-    return exp2(decay_step * A) * state + gain * (B * step_u)
+    return decay, gain
+
+
+@inline
+def _advance_run(state, A, B, step, step_u, size):
+    decay, gain = _run_decay_and_gain(A, step, size)
+    return decay * state + gain * (B * step_u)
+
+
+@inline
+def _advance_gap(state, A, decay_step):
+    return exp2(decay_step * A) * state
 
 
 # scratch memory of the forward pass: for 16 channels of the tokens of a tile, y taking the place of
@@ -278,23 +292,61 @@ def _for_all(part, scan, y, tile, channels):
 
 
 @inline
-def _scan_tile(scan, tile, memory, states):
-    """Go on with the states of 16 channels; y, so far without D, takes the place of step * u."""
+def _read_token(scan, tile, number, states):
+    """What the states take of a token: its decay step, step * u, B and C."""
     whole = first_lanes(LANES)
+    token = tile.scratch + (number - tile.start) * _TILE_TOKEN_BYTES
+    B = load_numbers(_walk(scan, scan.B, tile, number)[0], states)
+    C = load_numbers(_walk(scan, scan.C, tile, number)[0], states)
+    return token, load(token + _DECAY_STEP, whole), load(token + _STEP_U, whole), B, C
+
+
+@inline
+def _scan_token(scan, tile, number, A, state, states):
+    token, decay_step, step_u, B, C = _read_token(scan, tile, number, states)
+    state = each(_advance, (state, A, B, decay_step, step_u))
+    store(token + _STEP_U, dot(C, state), first_lanes(LANES))
+    return state
+
+
+@inline
+def _scan_run(scan, tile, number, A, state, size, states):
+    whole = first_lanes(LANES)
+    token, decay_step, step_u, B, C = _read_token(scan, tile, number, states)
+    step = load(token + _STEP, whole)
+    if _gap(scan, tile.b, _token(scan, number)) != 0:
+        state = each(_advance_gap, (state, A, decay_step - step * size))
+    state = each(_advance_run, (state, A, B, step, step_u, int(size)))
+    store(token + _STEP_U, dot(C, state), whole)
+    return state
+
+
+@inline
+def _tile_size(scan, tile, number):
+    return _size(scan, tile.b, _token(scan, number), tile.runs)
+
+
+@inline
+def _scan_tile(scan, tile, memory, states):
+    """Go on with the states of 16 channels; y, so far without D, takes the place of step * u.
+
+    Tokens of size 1 have a loop of their own, in which the states stay in registers.
+    """
     A = load_vectors(memory, states)
     state = load_vectors(memory + states.value * VECTOR_BYTES, states)
-    for number in range(tile.start, tile.stop):
-        token = tile.scratch + (number - tile.start) * _TILE_TOKEN_BYTES
-        decay_step, step_u = load(token + _DECAY_STEP, whole), load(token + _STEP_U, whole)
-        B = load_numbers(_walk(scan, scan.B, tile, number)[0], states)
-        C = load_numbers(_walk(scan, scan.C, tile, number)[0], states)
-        size = _size(scan, tile.b, _token(scan, number), tile.runs)
-        if size > 1:
-            step = load(token + _STEP, whole)
-            state = each(_advance_run, (state, A, B, decay_step, step_u, step, int(size)))
-        else:
-            state = each(_advance, (state, A, B, decay_step, step_u))
-        store(token + _STEP_U, dot(C, state), whole)
+    if tile.runs.value:
+        number = tile.start
+        while number < tile.stop:
+            while number < tile.stop and _tile_size(scan, tile, number) <= 1:
+                state = _scan_token(scan, tile, number, A, state, states)
+                number += 1
+            if number < tile.stop:
+                size = _tile_size(scan, tile, number)
+                state = _scan_run(scan, tile, number, A, state, size, states)
+                number += 1
+    else:
+        for number in range(tile.start, tile.stop):
+            state = _scan_token(scan, tile, number, A, state, states)
     store_vectors(memory + states.value * VECTOR_BYTES, state)
 
 
@@ -381,7 +433,7 @@ def _history_bytes(length, states):
 
 
 @inline
-def _gain_and_slope(A, step, size):
+def _run_gain_and_slope(A, step, size):
     """gamma and gamma' of a run of more than one token."""
     ratio = exp2(step * A)
     gain, slope = ratio + 1.0, ratio
@@ -431,12 +483,15 @@ def _recompute_states(scan, gradients, now, states):
         for rows in (gradients.du, gradients.ddelta):
             prefetch_to_write(row_address(rows, now.b, t) + now.channels.offset)
         B = load_numbers(row_address(scan.B, now.b, t) + now.first_state * FLOAT_BYTES, states)
-        decay = exp2(load(token + _DECAY_STEP, whole) * now.A)
         size = _size(scan, now.b, t, now.runs)
         if size > 1:
-            gain, _ = _gain_and_slope(now.A, load(token + _STEP, whole), int(size))
+            step = load(token + _STEP, whole)
+            decay, gain = _run_decay_and_gain(now.A, step, int(size))
+            if _gap(scan, now.b, t) != 0:
+                decay *= exp2((load(token + _DECAY_STEP, whole) - step * size) * now.A)
             state = decay * state + gain * (B * load(token + _STEP_U, whole))
         else:
+            decay = exp2(load(token + _DECAY_STEP, whole) * now.A)
             state = decay * state + B * load(token + _STEP_U, whole)
         store_vectors(now.history + (2 * i + 1) * states_bytes, decay)
         store_vectors(now.history + (2 * i + 2) * states_bytes, state)
@@ -467,7 +522,7 @@ def _walk_back(scan, gradients, now, dBC, dBC_stride, states):
         size = _size(scan, now.b, t, now.runs)
         if size > 1:
             step = load(token + _STEP, whole)
-            gain, slope = _gain_and_slope(now.A, step, int(size))
+            gain, slope = _run_gain_and_slope(now.A, step, int(size))
             gain_flow = dstate * slope * (B * load(token + _STEP_U, whole))
             dA += gain_flow * step
             add_to(token + _D_STEP, dot(gain_flow, now.A) * _LN_2, whole)

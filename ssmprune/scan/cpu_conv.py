@@ -7,7 +7,8 @@ out of reach, so that the inner loops have no branches.
 
 With sizes, positions are the places of the last token of each run, and a token of size s has the
 weights of s taps from its distance on. Their sum is one more row of weights, of which there is one
-for each distance and size up to K; the gradient of a row goes to each tap in it.
+for each distance and size up to K; the gradient of a row goes to each tap in it. The argument
+`longest` of the kernels, which are compiled for it, is that size: K, or 1 without sizes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _Conv(NamedTuple):
 
     `weight` is of shape (E, K), the weights of a channel a row; `positions` is an int64 tensor of
     shape (B, L), or at address 0 where the kept tokens count as neighbours. `sizes` is of shape
-    (B, L), or at address 0; `greatest` is that above which they make no difference: K, or 1.
+    (B, L), or at address 0.
     """
 
     length: int
@@ -59,7 +60,6 @@ class _Conv(NamedTuple):
     bias: int
     positions: Rows
     sizes: Rows
-    greatest: int
     reverse: bool
 
 
@@ -67,21 +67,15 @@ class _Conv(NamedTuple):
 
 
 @inline
-def _weight_rows(conv, taps):
-    """How many rows of weights there are besides the zeros: one for each size and distance."""
-    return conv.greatest * taps.value
-
-
-@inline
-def _weights_by_distance(conv, taps):
+def _weights_by_distance(conv, taps, longest):
     """The weights of shape (rows + 1, E): row (s - 1) K + k those of s tokens from k places away
     on, the last row zeros."""
-    table = np.zeros((_weight_rows(conv, taps) + 1, conv.width), np.float32)
+    table = np.zeros((longest.value * taps.value + 1, conv.width), np.float32)
     for channel in range(conv.width):
         weights = conv.weight + channel * conv.weight_stride
         for distance in range(taps.value):
             total = np.float32(0.0)
-            for size in range(1, conv.greatest + 1):
+            for size in range(1, longest.value + 1):
                 tap = taps.value - distance - size
                 if tap >= 0:
                     total += load_number(weights + tap * FLOAT_BYTES)
@@ -90,27 +84,27 @@ def _weights_by_distance(conv, taps):
 
 
 @inline
-def _find_tap(conv, b, t, taps, tap):
+def _find_tap(conv, b, t, taps, longest, tap):
     """The token that a tap reads and the row of its weights: zeros where that is out of reach."""
     other = t + tap if conv.reverse else t - tap
+    nothing = longest.value * taps.value
     if other < 0 or other >= conv.length:
-        return t, _weight_rows(conv, taps)
+        return t, nothing
     distance = tap
     if conv.positions.address != 0:
         here = load_integer(row_address(conv.positions, b, t))
         distance = abs(here - load_integer(row_address(conv.positions, b, other)))
-    if distance >= taps.value:
-        return t, _weight_rows(conv, taps)
-    if conv.sizes.address != 0:
+    row = distance
+    if longest.value > 1:
         size = int(load_number(row_address(conv.sizes, b, other)))
-        distance += (min(size, conv.greatest) - 1) * taps.value
-    return other, distance
+        row += (min(size, longest.value) - 1) * taps.value
+    return (other, row) if distance < taps.value else (t, nothing)
 
 
 @inline
-def _tap_addresses(conv, weights, b, t, taps, tap):
+def _tap_addresses(conv, weights, b, t, taps, longest, tap):
     """Where a tap's weights and its token's channels begin."""
-    token, row = _find_tap(conv, b, t, taps, tap)
+    token, row = _find_tap(conv, b, t, taps, longest, tap)
     return weights + row * conv.width * FLOAT_BYTES, row_address(conv.x, b, token)
 
 
@@ -128,15 +122,16 @@ _ABREAST_BYTES = _ABREAST.value * VECTOR_BYTES
 
 
 @kernel
-def _forward(first, last, thread, conv, y, taps):
+def _forward(first, last, thread, conv, y, taps, longest):
     """SiLU of the convolution for the tokens from `first` to `last` of all images in a row."""
-    table = _weights_by_distance(conv, taps)
+    table = _weights_by_distance(conv, taps, longest)
     row_bytes = conv.width * FLOAT_BYTES
     abreast_bytes = row_bytes - row_bytes % _ABREAST_BYTES
     for row in range(first, last):
         b, t = row // conv.length, row % conv.length
         y_row = row_address(y, b, t)
-        tap_rows = unrolled(_tap_addresses, (conv, table.ctypes.data, b, t, taps), taps)
+        places = conv, table.ctypes.data, b, t, taps, longest
+        tap_rows = unrolled(_tap_addresses, places, taps)
         for offset in range(0, abreast_bytes, _ABREAST_BYTES):
             totals = load_vectors(conv.bias + offset, _ABREAST)
             for weight_row, x_row in tap_rows:
@@ -150,38 +145,39 @@ def _forward(first, last, thread, conv, y, taps):
 
 
 @kernel
-def _forward_team(threads, tasks, conv, y, taps):
-    in_team(_forward, threads, tasks, (conv, y, taps))
+def _forward_team(threads, tasks, conv, y, taps, longest):
+    in_team(_forward, threads, tasks, (conv, y, taps, longest))
 
 
 @inline
-def _gradient_addresses(conv, b, t, taps, dweight, row_bytes, dx, tap):
+def _gradient_addresses(conv, b, t, taps, longest, dweight, row_bytes, dx, tap):
     """Where the gradients of a tap's weights and of its token's channels begin."""
-    token, row = _find_tap(conv, b, t, taps, tap)
+    token, row = _find_tap(conv, b, t, taps, longest, tap)
     return dweight + row * row_bytes, row_address(dx, b, token)
 
 
 @kernel
-def _backward(first, last, thread, partition, conv, dy, dx, dparameters, taps):
+def _backward(first, last, thread, partition, conv, dy, dx, dparameters, taps, longest):
     """Gradients for the tasks of the partition from `first` to `last`.
 
     `dparameters` is the address of float32 zeros of shape (groups, rows + 2, 16 blocks): the
     gradients of `_weights_by_distance`, then that of the bias. Tokens are taken in scan order: a
     token's row of dx is begun before later ones add to it.
     """
-    table = _weights_by_distance(conv, taps)
+    table = _weights_by_distance(conv, taps, longest)
     row_bytes = partition.blocks * VECTOR_BYTES
     for task in range(first, last):
-        rows = _weight_rows(conv, taps)
+        rows = longest.value * taps.value
         dweight = dparameters + task // partition.segments * (rows + 2) * row_bytes
         dbias = dweight + (rows + 1) * row_bytes
         first_block, last_block = blocks_of(partition, task)
         for b in range(*images_of(partition, task)):
             for walked in range(conv.length):
                 t = conv.length - 1 - walked if conv.reverse else walked
-                tap_rows = unrolled(_tap_addresses, (conv, table.ctypes.data, b, t, taps), taps)
-                places = (conv, b, t, taps, dweight, row_bytes, dx)
-                gradient_rows = unrolled(_gradient_addresses, places, taps)
+                places = conv, table.ctypes.data, b, t, taps, longest
+                tap_rows = unrolled(_tap_addresses, places, taps)
+                gradient_places = conv, b, t, taps, longest, dweight, row_bytes, dx
+                gradient_rows = unrolled(_gradient_addresses, gradient_places, taps)
                 for block in range(first_block, last_block):
                     offset = block * VECTOR_BYTES
                     lanes = first_lanes(conv.width - block * LANES)
@@ -201,8 +197,9 @@ def _backward(first, last, thread, partition, conv, dy, dx, dparameters, taps):
 
 
 @kernel
-def _backward_team(threads, tasks, partition, conv, dy, dx, dparameters, taps):
-    in_team(_backward, threads, tasks, (partition, conv, dy, dx, dparameters, taps))
+def _backward_team(threads, tasks, partition, conv, dy, dx, dparameters, taps, longest):
+    arguments = partition, conv, dy, dx, dparameters, taps, longest
+    in_team(_backward, threads, tasks, arguments)
 
 
 # --- torch tensors in and out --------------------------------------------------------------------
@@ -226,8 +223,9 @@ def conv_forward(
     inputs = _checked(x_BLE, weight_EK, bias_E, positions_BL, sizes_BL, reverse)
     conv = _conv(*inputs, reverse)
     y_BLE = torch.empty(x_BLE.shape)
-    y, taps = Rows.of(y_BLE), Static(weight_EK.shape[1])
-    share(_forward_team, _forward, x_BLE.shape[0] * x_BLE.shape[1], conv, y, taps)
+    taps = weight_EK.shape[1]
+    work = conv, Rows.of(y_BLE), Static(taps), Static(_longest(taps, sizes_BL))
+    share(_forward_team, _forward, x_BLE.shape[0] * x_BLE.shape[1], *work)
     return y_BLE
 
 
@@ -251,19 +249,20 @@ def conv_backward(
     width, taps = weight_EK.shape
     partition = Partition.of(x_BLE.shape[0], -(-width // LANES))
     dx_BLE = torch.empty(x_BLE.shape)
-    rows = conv.greatest * taps
+    longest = _longest(taps, sizes_BL)
+    rows = longest * taps
     dparameters = torch.zeros(partition.groups, rows + 2, partition.blocks * LANES)
-    dy, dx, sums, static_taps = (
-        Rows.of(dy_BLE),
-        Rows.of(dx_BLE),
-        dparameters.data_ptr(),
-        Static(taps),
-    )
-    tensors = conv, dy, dx, sums, static_taps
-    share(_backward_team, _backward, partition.tasks, partition, *tensors)
+    tensors = Rows.of(dy_BLE), Rows.of(dx_BLE), dparameters.data_ptr()
+    work = partition, conv, *tensors, Static(taps), Static(longest)
+    share(_backward_team, _backward, partition.tasks, *work)
     total = ordered_sum(dparameters)[:, :width]
-    dweight_KE = _by_tap(total[:rows].view(conv.greatest, taps, width))
+    dweight_KE = _by_tap(total[:rows].view(longest, taps, width))
     return dx_BLE, copied(dweight_KE.flip(0).t()), copied(total[rows + 1])
+
+
+def _longest(taps: int, sizes_BL: Tensor | None) -> int:
+    """Above which size more tokens make no difference."""
+    return 1 if sizes_BL is None else taps
 
 
 def _by_tap(drows_SKE: Tensor) -> Tensor:
@@ -323,6 +322,5 @@ def _conv(
         bias_E.data_ptr(),
         Rows.of(positions_BL),
         Rows.of(sizes_BL),
-        1 if sizes_BL is None else weight_EK.shape[1],
         bool(reverse),
     )

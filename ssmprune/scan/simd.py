@@ -20,6 +20,7 @@ against the file of the kernel alone, and an edit here must not leave old machin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 from collections.abc import Callable
@@ -126,13 +127,15 @@ class _StaticType(types.Type):
 
 register_model(_StaticType)(models.OpaqueModel)
 
+_static_type = functools.cache(_StaticType)
+
 
 class Static:
     """An integer known when a kernel is compiled; an argument of it or a module's constant."""
 
     def __init__(self, value: int) -> None:
         self.value = value
-        self._numba_type_ = _StaticType(value)
+        self._numba_type_ = _static_type(value)
 
 
 @unbox(_StaticType)
