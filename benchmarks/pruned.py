@@ -1,11 +1,11 @@
-"""What pruning brings in time: speed-up against FLOPs, the price of alignment, whole evaluations.
+"""What pruning brings in time: speed-up against FLOPs, the price of alignment and merging.
 
 Random weights and images: neither FLOPs nor time depend on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +18,19 @@ from ssmprune.measure.flops import count_flops
 from ssmprune.measure.latency import compare_latency
 from ssmprune.models.factory import create_model
 from ssmprune.policy import Alignment, Policy, Scorer, Stage
+from ssmprune.pruning.matching import MATCHES
 
 TITLE = "Pruned models on the CPU"
 MODEL, LAYERS, BATCH = "vim_tiny_patch16_224", (5, 11, 17), 32
 ALIGNED = Alignment(decay="zero_input", conv="position")
 
 
-def uniform(keep_ratio: float, alignment: Alignment) -> Policy:
+def uniform(
+    keep_ratio: float, alignment: Alignment, layers: Sequence[int] = LAYERS, **does: Any
+) -> Policy:
     return Policy(
         model=MODEL,
-        stages=[Stage(layer=layer, keep_ratio=keep_ratio) for layer in LAYERS],
+        stages=[Stage(layer=layer, keep_ratio=keep_ratio, **does) for layer in layers],
         scorer=Scorer(name="clipped_sum"),
         alignment=alignment,
     )
@@ -63,6 +66,20 @@ def alignment_row() -> dict[str, Any]:
     }
 
 
+def merging_row(match: str) -> dict[str, Any]:
+    """One stage that merges over one that drops as many tokens."""
+    merging = uniform(0.7, Alignment(), LAYERS[1:2], reduce="merge", match=match)
+    dropping = create_model(MODEL, policy=uniform(0.7, Alignment(), LAYERS[1:2])).eval()
+    merges = create_model(MODEL, policy=merging).eval()
+    latency = compare_latency(dropping, merges, images(BATCH), repeats=16, warmup=2)
+    return {
+        "what": f"a stage of 0.7 that merges by {match} over one that drops, batch {BATCH}",
+        "ms": f"{latency.latency_ms:.0f}; dropping {latency.dense_ms:.0f}",
+        "ratio": latency.ratio,
+        "95 % interval": f"{latency.ratio_low:.3g} to {latency.ratio_high:.3g}",
+    }
+
+
 def evaluation_row(model: str = "vim_small_patch16_224", count: int = 256) -> dict[str, Any]:
     given = images(count)
 
@@ -91,5 +108,6 @@ def run() -> list[dict[str, Any]]:
         speed_row("uniform 0.7 at three stages", uniform(0.7, ALIGNED)),
         speed_row("uniform 0.5 at three stages", uniform(0.5, ALIGNED)),
         alignment_row(),
+        *(merging_row(match) for match in MATCHES),
         evaluation_row(),
     ]
