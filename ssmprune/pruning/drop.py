@@ -30,7 +30,7 @@ class DropStep(TokenStep):
 
     keep_count: int
     scorer: Scorer
-    alignment: Alignment
+    alignment: Alignment = Alignment()
 
     def select(self, features: Features) -> Tensor:
         """Ascending indices of the tokens that stay, (B, keep_count)."""

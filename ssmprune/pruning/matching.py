@@ -264,7 +264,7 @@ class ByScore(Match):
             yield FlopRow(part, "gather", shape.prefix * shape.L, 0)
         if settings.fate == "half":
             yield FlopRow(part, "sort", sort_flops(count), 0)
-            yield FlopRow(part, "gather", 2 * count, 0)
+            yield FlopRow(part, "gather", 3 * count, 0)
 
 
 MATCHES: dict[str, Match] = {match.name: match for match in (Alternate(), Neighbors(), ByScore())}

@@ -103,9 +103,9 @@ def _gain(rate: Tensor, sizes: Tensor) -> Tensor:
     The geometric sum as (exp(s A d) - 1) / (exp(A d) - 1): a graph without a loop over sizes.
     """
     sizes = sizes.detach()[:, None, None]
-    vanishes = rate == 0
-    rate = rate.masked_fill(vanishes, -1)
-    return torch.where(vanishes, sizes, torch.expm1(sizes * rate) / torch.expm1(rate))
+    is_size = (sizes == 1) | (rate == 0)  # the limit of the quotient where it is none
+    rate = rate.masked_fill(is_size, -1)
+    return torch.where(is_size, sizes, torch.expm1(sizes * rate) / torch.expm1(rate))
 
 
 def _channels(weights: Tensor, t: int, channels: int) -> Tensor:

@@ -99,11 +99,7 @@ def test_policies_that_merge_otherwise_are_apart(other: Policy) -> None:
     ("one", "other"),
     [
         (policy(stage(match="alternate")), policy(stage(match="alternate", scorer=None))),
-        (policy(stage(match=None)), policy(stage(match=None), merge=Merge(metric="C"))),
-        (policy(stage(match=None)), policy(stage(match=None), alignment=Alignment(sizes="exact"))),
-        (policy(stage(match=None)), policy(stage(match=None), alignment=Alignment(conv="runs"))),
         (policy(stage()), policy(stage(), merge=Merge(weight="equal"))),
-        (policy(stage()), policy(stage(), merge=Merge(untouched=0.5, fate="half"))),
         (policy(stage()), policy(stage(scorer=Scorer(name="l1")))),
         (policy(stage()), policy(stage(), scorer=Scorer(name="l2"))),
     ],

@@ -54,7 +54,7 @@ def test_row_says_what_was_merged_and_how(make_candidate: MakeCandidate) -> None
         {
             "model": "vim_nano",
             "stages": [merged, {"layer": 2, "keep_ratio": 0.5, "scorer": {"name": "l1"}}],
-            "merge": {"metric": "stream", "protect": 2, "untouched": 0.5},
+            "merge": {"metric": "stream", "protect": 2},
             "alignment": {"sizes": "exact", "conv": "runs"},
         }
     )

@@ -270,7 +270,9 @@ ONE = "ssmprune.space/1"
         ),
         (
             {"schedules": [{**SCHEDULE, "stages": [{**MERGED, "reduce": "drop"}]}]},
-            ["match must be given with `reduce: merge`, got 'neighbors' without at schedules[0]"],
+            [
+                "match must stand beside `reduce: merge`, got neighbors with drop at schedules[0].stages[0]"
+            ],
         ),
         (
             {
