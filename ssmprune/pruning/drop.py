@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import FlopRow
@@ -30,7 +30,7 @@ class DropStep(TokenStep):
 
     keep_count: int
     scorer: Scorer
-    alignment: Alignment = Alignment()
+    alignment: Alignment = field(default_factory=Alignment)
 
     def select(self, features: Features) -> Tensor:
         """Ascending indices of the tokens that stay, (B, keep_count)."""

@@ -55,10 +55,6 @@ def outside(space: SearchSpace, stages: Sequence[Stage], scorer: str) -> Fault |
 
 def _does_otherwise(space: SearchSpace, stages: Sequence[Stage]) -> Fault | None:
     """Why stages do what they may not in the space; None where they may."""
-    for stage in stages:
-        if stage.match and stage.reduce == DROP:
-            rule = f"match must be given with `reduce: merge`, got {stage.match!r} without"
-            return Fault(rule, f"write `reduce: merge` at layer {stage.layer}")
     words = [word(stage) for stage in stages]
     unknown = [found for found in words if found not in space.words]
     if unknown:

@@ -271,7 +271,8 @@ ONE = "ssmprune.space/1"
         (
             {"schedules": [{**SCHEDULE, "stages": [{**MERGED, "reduce": "drop"}]}]},
             [
-                "match must stand beside `reduce: merge`, got neighbors with drop at schedules[0].stages[0]"
+                "match must stand beside `reduce: merge`, got neighbors with drop at "
+                "schedules[0].stages[0]"
             ],
         ),
         (
