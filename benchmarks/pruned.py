@@ -54,30 +54,29 @@ def speed_row(name: str, policy: Policy) -> dict[str, Any]:
     }
 
 
-def alignment_row() -> dict[str, Any]:
-    plain = create_model(MODEL, policy=uniform(0.7, Alignment())).eval()
-    aligned = create_model(MODEL, policy=uniform(0.7, ALIGNED)).eval()
-    latency = compare_latency(plain, aligned, images(BATCH), repeats=12, warmup=2)
+def over_row(what: str, policy: Policy, peer: Policy, name: str, repeats: int) -> dict[str, Any]:
+    """The time of one policy over that of another, called `name`."""
+    ours, theirs = (create_model(MODEL, policy=found).eval() for found in (policy, peer))
+    latency = compare_latency(theirs, ours, images(BATCH), repeats=repeats, warmup=2)
     return {
-        "what": f"zero_input and position convolution over none, uniform 0.7, batch {BATCH}",
-        "ms": f"{latency.latency_ms:.0f}; none {latency.dense_ms:.0f}",
+        "what": f"{what}, batch {BATCH}",
+        "ms": f"{latency.latency_ms:.0f}; {name} {latency.dense_ms:.0f}",
         "ratio": latency.ratio,
         "95 % interval": f"{latency.ratio_low:.3g} to {latency.ratio_high:.3g}",
     }
+
+
+def alignment_row() -> dict[str, Any]:
+    what = "zero_input and position convolution over none, uniform 0.7"
+    return over_row(what, uniform(0.7, ALIGNED), uniform(0.7, Alignment()), "none", 12)
 
 
 def merging_row(match: str) -> dict[str, Any]:
     """One stage that merges over one that drops as many tokens."""
-    merging = uniform(0.7, Alignment(), LAYERS[1:2], reduce="merge", match=match)
-    dropping = create_model(MODEL, policy=uniform(0.7, Alignment(), LAYERS[1:2])).eval()
-    merges = create_model(MODEL, policy=merging).eval()
-    latency = compare_latency(dropping, merges, images(BATCH), repeats=16, warmup=2)
-    return {
-        "what": f"a stage of 0.7 that merges by {match} over one that drops, batch {BATCH}",
-        "ms": f"{latency.latency_ms:.0f}; dropping {latency.dense_ms:.0f}",
-        "ratio": latency.ratio,
-        "95 % interval": f"{latency.ratio_low:.3g} to {latency.ratio_high:.3g}",
-    }
+    layers = LAYERS[1:2]
+    merging = uniform(0.7, Alignment(), layers, reduce="merge", match=match)
+    what = f"a stage of 0.7 that merges by {match} over one that drops"
+    return over_row(what, merging, uniform(0.7, Alignment(), layers), "dropping", 16)
 
 
 def evaluation_row(model: str = "vim_small_patch16_224", count: int = 256) -> dict[str, Any]:

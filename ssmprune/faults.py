@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 Location = tuple[int | str, ...]
@@ -33,6 +33,27 @@ class Fault:
 
     def __str__(self) -> str:
         return self.told().removesuffix(".")
+
+
+def newer(
+    kind: str, schema: object, schemas: tuple[str, str], said: Iterable[tuple[Location, object]]
+) -> Iterator[Fault]:
+    """The first of what a file of a kind says that only the second of its schemas knows.
+
+    Args:
+        kind: What the file is.
+        schema: Its own.
+        schemas: The older and the newer one.
+        said: Of what the newer one brought, where it stands and its value.
+    """
+    location, value = next(iter(said), ((), None))
+    if schema == schemas[0] and location:
+        key = [part for part in location if isinstance(part, str)][-1]
+        yield Fault(
+            f"{key} must stand in a {kind} of {schemas[1]}, got {value!r} in one of {schemas[0]}",
+            f"write `schema: {schemas[1]}`",
+            location,
+        )
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> Fault:

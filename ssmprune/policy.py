@@ -18,7 +18,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from ssmprune.errors import PolicyError, unknown_name
 from ssmprune.extensions import recorded
-from ssmprune.faults import Fault, Location
+from ssmprune.faults import Fault, Location, newer
 from ssmprune.files import write_atomically
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
@@ -179,32 +179,24 @@ def _faults(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fault]:
     reduction = REDUCTIONS.get(name) if isinstance(name, str) else None
     if reduction is not None:
         yield from reduction.faults(data, stages, config)
-    yield from _schema_faults(data, stages)
+    yield from newer("policy", data.get("schema"), SCHEMAS, _newer(data, stages))
 
 
-def _schema_faults(data: Mapping[str, Any], stages: Sequence[Any]) -> Iterator[Fault]:
-    """What a file says that its schema does not know."""
-    if data.get("schema") != SCHEMAS[0]:
-        return
-    alignment = data.get("alignment")
-    alignment = alignment if isinstance(alignment, Mapping) else {}
-    newer: list[tuple[Location, Any]] = [((key,), data.get(key)) for key in ("merge", "pool")]
-    newer += [(("alignment", "sizes"), alignment.get("sizes"))]
-    if alignment.get("conv") == "runs":
-        newer.append((("alignment", "conv"), "runs"))
+def _newer(data: Mapping[str, Any], stages: Sequence[Any]) -> Iterator[tuple[Location, Any]]:
+    """What a file says that came with the second schema, and where."""
+    parts: list[tuple[Location, Any, tuple[str, ...]]] = [
+        ((), data, ("merge", "pool")),
+        (("alignment",), data.get("alignment"), ("sizes",)),
+    ]
     for index, stage in enumerate(stages):
-        for key in ("reduce", "match", "axes") if isinstance(stage, Mapping) else ():
-            newer.append((("stages", index, key), stage.get(key)))
-    for location, value in newer:
-        if value is not None:
-            key = [part for part in location if isinstance(part, str)][-1]
-            yield Fault(
-                f"{key} must stand in a policy of {SCHEMAS[1]}, got {value!r} in one of "
-                f"{SCHEMAS[0]}",
-                f"write `schema: {SCHEMAS[1]}`",
-                location,
-            )
-            return
+        parts.append((("stages", index), stage, ("reduce", "match", "axes")))
+    for place, part, keys in parts:
+        for key in keys:
+            if isinstance(part, Mapping) and part.get(key) is not None:
+                yield (*place, key), part[key]
+    alignment = data.get("alignment")
+    if isinstance(alignment, Mapping) and alignment.get("conv") == "runs":
+        yield ("alignment", "conv"), "runs"
 
 
 def _layer_faults(stages: Sequence[Any], config: ModelConfig) -> Iterator[Fault]:

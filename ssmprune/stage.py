@@ -205,6 +205,16 @@ def scorer_fault(name: str, config: ModelConfig) -> Fault | None:
     )
 
 
+def protect_fault(protect: object, config: ModelConfig) -> Fault | None:
+    """Why no places beside the class token can be protected; None where they can."""
+    if not protect or config.prefix_positions:
+        return None
+    return Fault(
+        f"protect must be 0 on {config.name}, which has no class token, got {protect!r}",
+        "remove it",
+    )
+
+
 def conv_fault(conv: str, config: ModelConfig) -> Fault | None:
     """Why a convolution cannot serve the model; None where it can."""
     if conv != "compact" or not config.convolves_grid:

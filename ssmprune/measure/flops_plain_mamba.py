@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.plain_mamba_config import PlainMambaConfig
-from ssmprune.pruning.alignment import aligned_rows, decays_gaps
+from ssmprune.pruning.alignment import aligned_rows, asks_members
 from ssmprune.pruning.block import BlockShape, tracked
 from ssmprune.pruning.scorers import sort_flops
 
@@ -106,7 +106,7 @@ def _patch_embed(config: PlainMambaConfig) -> Iterator[tuple[str, int]]:
 
 def _merged_walks(part: str, settings: Alignment, L: int, places: int) -> Iterator[FlopRow]:
     """What each walk asks about tokens of which some were merged."""
-    if settings.sizes == "own" and not decays_gaps(settings):
+    if not asks_members(settings):
         return
     yield FlopRow(part, "gather", _WALKS * 2 * places, 0)
     for row in aligned_rows(part, settings, L, places, settings.sizes != "own"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ssmprune.measure.rows import NORM_FLOPS, SCAN_FLOPS, FlopRow
 from ssmprune.models.vim_config import VimConfig
-from ssmprune.pruning.alignment import aligned_rows, decays_gaps
+from ssmprune.pruning.alignment import aligned_rows, asks_members
 from ssmprune.pruning.block import BlockShape, tracked
 
 if TYPE_CHECKING:  # steps need the models by name
@@ -45,7 +45,7 @@ def rows(config: VimConfig, steps: Mapping[int, TokenStep]) -> Iterator[FlopRow]
     tracks = tracked(
         steps,
         lambda layer, step: (
-            layer + 1 < config.depth and (_asks_sizes(step) or decays_gaps(step.alignment))
+            layer + 1 < config.depth and (_asks_sizes(step) or asks_members(step.alignment))
         ),
     )
     merged = False

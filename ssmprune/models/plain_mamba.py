@@ -36,7 +36,7 @@ from ssmprune.models.backbone import Backbone
 from ssmprune.models.layers import Linear, classifier, fit_pos_embed, resize_grid
 from ssmprune.models.plain_mamba_config import PlainMambaConfig
 from ssmprune.policy import Alignment
-from ssmprune.pruning.alignment import AlignedTokens, decays_gaps, scan_steps
+from ssmprune.pruning.alignment import AlignedTokens, asks_members, scan_steps
 from ssmprune.pruning.block import BlockOutput
 from ssmprune.pruning.scorers import Features
 from ssmprune.scan import Backend, selective_scan
@@ -70,9 +70,8 @@ class Walk:
         steps_BM, order_BM = _at(self.place, positions_BM).sort(dim=1)
         count_BM = torch.arange(order_BM.shape[1], device=order_BM.device).expand(order_BM.shape)
         place_BM = torch.zeros_like(order_BM).scatter(1, order_BM, count_BM)
-        asks = alignment.sizes != "own" or decays_gaps(alignment)
         along = None
-        if asks and members_BL is not None:
+        if members_BL is not None and asks_members(alignment):
             along = moved(members_BL.index_select(1, self.order), place_BM)
         return Walk(
             order=order_BM,

@@ -93,19 +93,19 @@ def gap_counts(positions_BL: Tensor, num_tokens: int, reverse: bool) -> Tensor:
     return positions_BL.diff(dim=1, prepend=_column(positions_BL, -1)) - 1
 
 
-def missing_counts(members_BT: Tensor, positions_BL: Tensor, reverse: bool) -> Tensor:
-    """As `gap_counts` where tokens were merged: positions that are in a token are not missing.
+def missing_counts(members_BT: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """`gap_counts` of both directions where tokens were merged; what is in a token is not missing.
 
     Args:
         members_BT: The token that each position of the scan's sequence is in, -1 for none.
         positions_BL: Ascending positions of the kept tokens.
-        reverse: The scan walks from the last token to the first.
     """
     seen_BT = (members_BT < 0).cumsum(1)
     seen_BL = seen_BT.gather(1, positions_BL)
-    if reverse:
-        return seen_BL.diff(dim=1, append=seen_BT[:, -1:])
-    return seen_BL.diff(dim=1, prepend=_column(positions_BL, 0))
+    return (
+        seen_BL.diff(dim=1, prepend=_column(positions_BL, 0)),
+        seen_BL.diff(dim=1, append=seen_BT[:, -1:]),
+    )
 
 
 def _column(like_BL: Tensor, value: int) -> Tensor:
@@ -176,10 +176,12 @@ class AlignedTokens:
                 was merged.
         """
         counts = None
-        if decays_gaps(settings):
+        if decays_gaps(settings) and members_BT is not None:
+            counts = missing_counts(members_BT, positions_BL)
+        elif decays_gaps(settings):
             counts = (
-                _gaps(positions_BL, num_tokens, members_BT, reverse=False),
-                _gaps(positions_BL, num_tokens, members_BT, reverse=True),
+                gap_counts(positions_BL, num_tokens, reverse=False),
+                gap_counts(positions_BL, num_tokens, reverse=True),
             )
         return cls(settings, positions_BL, counts, members_BT)
 
@@ -231,18 +233,17 @@ def decays_gaps(settings: Alignment) -> bool:
     return find_decay(settings.decay) is not None and settings.strength > 0
 
 
+def asks_members(settings: Alignment) -> bool:
+    """Whether the scan asks which positions merged tokens stand for."""
+    return settings.sizes != "own" or decays_gaps(settings)
+
+
 def aligned_rows(
     part: str, settings: Alignment, M: int, positions: int, asks_sizes: bool
 ) -> Iterator[FlopRow]:
     """FLOPs of `AlignedTokens` for M tokens of one image of which some were merged."""
     if decays_gaps(settings):
-        yield FlopRow(part, "score", 2 * positions, 0)
-        yield FlopRow(part, "gather", 2 * M, 0)
+        yield FlopRow(part, "score", positions, 0)
+        yield FlopRow(part, "gather", M, 0)
     if asks_sizes:
         yield FlopRow(part, "score", M * positions, 0)
-
-
-def _gaps(positions: Tensor, num_tokens: int, members: Tensor | None, reverse: bool) -> Tensor:
-    if members is None:
-        return gap_counts(positions, num_tokens, reverse)
-    return missing_counts(members, positions, reverse)

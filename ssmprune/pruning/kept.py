@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ssmprune.models.backbone import Backbone
+from ssmprune.pruning.reduction import Step
+from ssmprune.tokens import TokenStream
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,12 @@ class KeptPatches:
         layer: The block of the stage, counted from 0.
         groups: The token that each patch of the block's grid is in, -1 where it has left,
             (B, H, W).
-        merged: Tokens of an image that have joined others at this stage, as many for every one.
         similarity: Cosine of each token that joined another and that one, (B, R); None of a stage
             that merges nothing.
     """
 
     layer: int
     groups: Tensor
-    merged: int = 0
     similarity: Tensor | None = None
 
     @property
@@ -37,6 +37,11 @@ class KeptPatches:
     def count(self) -> int:
         """Tokens that an image's patches are in, as many for every one."""
         return len(set(self.groups[0].flatten().tolist()) - {-1})
+
+    @property
+    def merged(self) -> int:
+        """Tokens of an image that have joined others at this stage, as many for every one."""
+        return 0 if self.similarity is None else self.similarity.shape[1]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -83,22 +88,13 @@ def kept_patches(model: Backbone, images: Tensor) -> tuple[Tensor, tuple[KeptPat
         stream = model.encode(images, restore=False)
         logits = model.forward_head(stream)
     steps = {} if model.plan is None else model.plan.steps
-    stages: list[KeptPatches] = []
-    for layer in sorted(steps):
-        groups = steps[layer].groups(layer, stream, model.config).cpu()
-        similarity = steps[layer].similarity(layer, stream)
-        if similarity is None:
-            stages.append(KeptPatches(layer, groups))
-        else:
-            before = stages[-1].groups if stages else None
-            merged = _merged(before, groups)
-            stages.append(KeptPatches(layer, groups, merged, similarity.cpu()))
-    return logits, tuple(stages)
+    return logits, tuple(_kept(step, layer, stream, model) for layer, step in sorted(steps.items()))
 
 
-def _merged(before: Tensor | None, groups: Tensor) -> int:
-    """Tokens of an image that were others' `before` a stage and are in `groups` no token's own."""
-    own = groups[0].flatten().tolist()
-    tokens = range(len(own)) if before is None else before[0].flatten().tolist()
-    kept = {token for token, now in zip(tokens, own, strict=True) if now >= 0}
-    return len(kept) - len({*own} - {-1})
+def _kept(step: Step, layer: int, stream: TokenStream, model: Backbone) -> KeptPatches:
+    similarity = step.similarity(layer, stream)
+    return KeptPatches(
+        layer,
+        step.groups(layer, stream, model.config).cpu(),
+        None if similarity is None else similarity.cpu(),
+    )

@@ -100,12 +100,13 @@ class _Halves(Match):
     """Every other patch token is a source; those with the most similar targets are merged."""
 
     def pairs(self, choice: Choice, count: int) -> Pairs:
+        from ssmprune.pruning.select import descending
         from ssmprune.tokens import take
 
         order = choice.stream.patch_order()
         even, odd = order[:, 0::2], order[:, 1::2]
         targets, similarity = self._targets(choice, even, odd)
-        strongest = _descending(similarity)[:, :count]
+        strongest = descending(similarity)[:, :count]
         return Pairs(*(take(found, strongest) for found in (even, targets, similarity)))
 
     @abstractmethod
@@ -223,13 +224,13 @@ class ByScore(Match):
     def pairs(self, choice: Choice, count: int) -> Pairs:
         import torch
 
+        from ssmprune.pruning.select import descending
         from ssmprune.tokens import take
 
         features = replace(choice.features, seed=choice.scorer.seed)
         scores = find_scorer(choice.scorer.name).score(features)
-        prefix = features.prefix
-        fixed = choice.near_prefix() if choice.settings.protect else prefix
-        order = _descending(scores.masked_fill(fixed, torch.inf).masked_fill(prefix, torch.inf))
+        fixed = choice.near_prefix() if choice.settings.protect else features.prefix
+        order = descending(scores.masked_fill(fixed, torch.inf))
         staying = order.shape[1] - count
         first = staying - self._targets(
             staying, len(choice.stream.prefix_positions), choice.settings
@@ -240,7 +241,7 @@ class ByScore(Match):
         strength = similarity.gather(2, best[..., None])[..., 0]
         into = take(targets, best)
         if choice.settings.fate == "half":
-            rank = _descending(strength)
+            rank = descending(strength)
             half = math.ceil(count / 2)
             sources, into = take(sources, rank), take(into, rank)
             into = torch.where(torch.arange(count, device=rank.device) < half, into, -1)
@@ -269,15 +270,6 @@ class ByScore(Match):
 
 MATCHES: dict[str, Match] = {match.name: match for match in (Alternate(), Neighbors(), ByScore())}
 """The first is the default."""
-
-
-def _descending(values: Tensor) -> Tensor:
-    """Indices of the values, (B, L), from the highest; of equals the earlier one first."""
-    import torch
-
-    if torch.onnx.is_in_onnx_export():  # knows the plain sort alone, which is stable there
-        return values.sort(dim=1, descending=True).indices
-    return values.sort(dim=1, descending=True, stable=True).indices
 
 
 def find_match(name: str | None) -> Match:

@@ -26,9 +26,12 @@ def select_tokens(scores_BL: Tensor, keep_count: int, prefix_BL: Tensor) -> Tens
             f"keep_count must be in 1..{scores_BL.shape[1]}, the tokens there are, got {keep_count}"
         )
     torch._assert_async(~scores_BL.isnan().any(), "a token's score must not be NaN")
-    scores_BL = scores_BL.masked_fill(prefix_BL, torch.inf)
-    if torch.onnx.is_in_onnx_export():  # knows the plain sort alone, which is stable there
-        order = scores_BL.sort(dim=1, descending=True).indices
-    else:
-        order = scores_BL.sort(dim=1, descending=True, stable=True).indices
+    order = descending(scores_BL.masked_fill(prefix_BL, torch.inf))
     return order[:, :keep_count].sort(dim=1).values
+
+
+def descending(values_BL: Tensor) -> Tensor:
+    """Indices of each image's values from the highest, (B, L); of equals the earlier one first."""
+    if torch.onnx.is_in_onnx_export():  # knows the plain sort alone, which is stable there
+        return values_BL.sort(dim=1, descending=True).indices
+    return values_BL.sort(dim=1, descending=True, stable=True).indices

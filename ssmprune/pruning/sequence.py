@@ -14,7 +14,7 @@ from ssmprune.pruning.drop import DropStep
 from ssmprune.pruning.matching import MATCHES, ByScore, find_match
 from ssmprune.pruning.merge import MergeStep
 from ssmprune.pruning.reduction import Reduction, Step, TokenStep
-from ssmprune.stage import Merge, Stage, conv_fault, scorer_fault
+from ssmprune.stage import Merge, Stage, conv_fault, protect_fault, scorer_fault
 
 if TYPE_CHECKING:
     from ssmprune.policy import Policy
@@ -150,9 +150,9 @@ def _merge_setting_faults(
     if not merging:
         yield from _idle_faults(data)
         return
-    if settings.protect and not config.prefix_positions:
-        rule = f"protect must be 0 on {config.name}, which has no class token"
-        yield Fault(f"{rule}, got {settings.protect}", "remove it", ("merge", "protect"))
+    fault = protect_fault(settings.protect, config)
+    if fault:
+        yield replace(fault, location=("merge", "protect"))
     if any(stage.get("match") == ByScore.name for stage in merging):
         return
     for key in ("untouched", "fate"):

@@ -72,6 +72,14 @@ def mixtures(draw, family):
     return found
 
 
+def drawn(built, data):
+    """A mixture, and the stream behind its last stage."""
+    family, model, images = built
+    found = data.draw(mixtures(family))
+    ssmprune.apply_policy(model, found)
+    return found, left(model, images)
+
+
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
 def built(request):
     return request.param, request.param.build(), request.param.images()
@@ -89,10 +97,8 @@ def test_closed_form_of_the_flops_equals_the_trace_for_every_mixture(built, data
 @given(st.data())
 @settings(max_examples=6, deadline=None)
 def test_each_position_is_in_one_token_or_has_left(built, data):
-    family, model, images = built
-    found = data.draw(mixtures(family))
-    ssmprune.apply_policy(model, found)
-    stream = left(model, images)
+    family, *_ = built
+    found, stream = drawn(built, data)
     effective = found.effective_stages(family.config)
     assert len(stream.trail) == len(effective)
     prefix = len(family.config.prefix_positions)
@@ -117,9 +123,7 @@ def test_each_position_is_in_one_token_or_has_left(built, data):
 @settings(max_examples=6, deadline=None)
 def test_whole_grid_has_the_value_of_the_token_that_each_patch_is_in(built, data):
     family, model, images = built
-    found = data.draw(mixtures(family))
-    ssmprune.apply_policy(model, found)
-    stream = left(model, images)
+    _, stream = drawn(built, data)
     with torch.no_grad():
         grid = model.forward_features(images, restore=True).flatten(1, 2)
     assume(stream.members is not None)

@@ -82,7 +82,7 @@ def test_picture_shows_the_mean_of_the_patches_of_a_merged_token_within_one_outl
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:4, 4:] = 200  # the upper right patch
     apart = drawn(pixels, KeptPatches(0, groups_of((0, 1), (2, 3))))
-    together = drawn(pixels, KeptPatches(0, groups_of((0, 0), (1, 2)), merged=1))
+    together = drawn(pixels, KeptPatches(0, groups_of((0, 0), (1, 2)), torch.ones(1, 1)))
     color = [int(GROUP_COLORS[0][k : k + 2], 16) for k in (1, 3, 5)]
 
     def share(picture, color):

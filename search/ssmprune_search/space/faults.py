@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from ssmprune.faults import Fault, Location
+from ssmprune.faults import Fault, Location, newer
 from ssmprune.models.configs import ModelConfig
 from ssmprune.models.zoo import configs, find_config
-from ssmprune.stage import conv_fault, scorer_fault
+from ssmprune.stage import conv_fault, protect_fault, scorer_fault
 
 Schema = Literal["ssmprune.space/1", "ssmprune.space/2"]
 SCHEMAS: tuple[Schema, Schema] = get_args(Schema)
@@ -18,23 +18,11 @@ SCHEMAS: tuple[Schema, Schema] = get_args(Schema)
 
 def unfit(data: Mapping[str, Any]) -> Iterator[Fault]:
     """What the schema and the model of a space rule out, wherever it stands in the file."""
-    yield from _newer(data)
+    yield from newer("space", data.get("schema"), SCHEMAS, _merging(data))
     name = data.get("model")
     if isinstance(name, str) and name in configs:
         yield from _misplaced_layers(data, find_config(name))
         yield from _unfit_choices(data, find_config(name))
-
-
-def _newer(data: Mapping[str, Any]) -> Iterator[Fault]:
-    """The first that a file says and its schema does not know."""
-    location, value = next(_merging(data), ((), None))
-    if data.get("schema") == SCHEMAS[0] and location:
-        key = [part for part in location if isinstance(part, str)][-1]
-        yield Fault(
-            f"{key} must stand in a space of {SCHEMAS[1]}, got {value!r} in one of {SCHEMAS[0]}",
-            f"write `schema: {SCHEMAS[1]}`",
-            location,
-        )
 
 
 def _merging(data: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
@@ -79,16 +67,8 @@ def _unfit_choices(data: Mapping[str, Any], config: ModelConfig) -> Iterator[Fau
     for index, conv in enumerate(convs if isinstance(convs, list) else ()):
         faults.append((("alignment", "conv", index), conv_fault(conv, config)))
     for index, places in enumerate(_entries(data.get("merge"), "protect")):
-        faults.append((("merge", "protect", index), _protect_fault(places, config)))
+        faults.append((("merge", "protect", index), protect_fault(places, config)))
     yield from (replace(fault, location=location) for location, fault in faults if fault)
-
-
-def _protect_fault(places: Any, config: ModelConfig) -> Fault | None:
-    if not places or config.prefix_positions:
-        return None
-    return Fault(
-        f"protect must be 0 on {config.name}, which has no class token, got {places!r}", "remove it"
-    )
 
 
 def _layers(data: Mapping[str, Any]) -> Iterator[tuple[Location, Any]]:
