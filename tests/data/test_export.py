@@ -209,14 +209,25 @@ def test_a_search_on_the_folder_finds_what_one_on_the_embedded_set_finds(exporte
         found[data] = Outcome.read(run).candidates
     ours, theirs = found.values()
     assert len(ours) == len(theirs) == 12
+    on_both_fronts = 0
     for one, other in zip(ours, theirs, strict=True):
         assert one.policy == other.policy
-        for split in ("search", "holdout"):
-            pair = (getattr(one, split), getattr(other, split))
-            assert (pair[0] is None) == (pair[1] is None)
-            if pair[0] is not None:
-                assert abs(pair[0].top1 - pair[1].top1) <= 0.5
-                assert pair[0].flops == pair[1].flops
+        assert one.search.flops == other.search.flops
+        assert abs(one.search.top1 - other.search.top1) <= 0.5
+        if one.holdout is not None and other.holdout is not None:
+            on_both_fronts += 1
+            assert abs(one.holdout.top1 - other.holdout.top1) <= 0.5
+    # One image of 728 may decide a place on a front, but no candidate may be on one of them that
+    # the same policies beat by more than both measurements can differ.
+    assert on_both_fronts
+    for one, other in zip(ours, theirs, strict=True):
+        for kept, candidate, rivals in ((one, other, theirs), (other, one, ours)):
+            if kept.holdout is not None:
+                as_cheap = [
+                    rival for rival in rivals if rival.search.flops <= candidate.search.flops
+                ]
+                best = max(rival.search.top1 for rival in as_cheap)
+                assert best <= candidate.search.top1 + 1.0
 
 
 def test_pruned_models_classify_files_as_they_do_the_embedded_images(exported):
