@@ -2,11 +2,12 @@
 
 Each row is a search of its own, with the same seed and number of candidates; a figure is the top-1
 on the holdout of the policy that has the highest search accuracy within a target, with its 95 %
-interval.
+interval. The policies of the first two rows are kept, for `benchmarks.recovery`.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.record import RESULTS
 from benchmarks.search import SPACE, figure
 from ssmprune.errors import UsageError
 from ssmprune_search.candidate.measurement import Candidate
@@ -23,9 +25,10 @@ from ssmprune_search.run.launch import search
 TITLE = "Merging in a search, top-1 on the holdout in per cent"
 TRIALS = 100
 TARGETS = (0.45, 0.50, 0.60, 0.70)
+MIXED, DROPPING = "dropping and merging", "dropping alone"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "dropping and merging": {},
-    "dropping alone": {"reduce": ["drop"]},
+    MIXED: {},
+    DROPPING: {"reduce": ["drop"]},
     "merging alone": {"reduce": ["merge"], "ratios": {"low": 0.55}},
     "one reduction for all stages": {"reduce_per": "policy"},
     "without neighbors": {"match": ["alternate"]},
@@ -38,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sizes exact": {"alignment": {"sizes": ["exact"]}},
     "sizes scaled": {"alignment": {"sizes": ["scaled"]}},
 }
+POLICIES = RESULTS / "merging"
+KEPT = {MIXED: "mixed", DROPPING: "dropping"}
 
 
 def changed(space: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,20 +78,27 @@ def _is_in(schedule: Mapping[str, Any], kinds: tuple[set[str], set[str]], space:
 
 
 def run() -> list[dict[str, Any]]:
+    shutil.rmtree(POLICIES, ignore_errors=True)
     rows = []
     for name, changes in VARIANTS.items():
         with tempfile.TemporaryDirectory() as folder:
             space = Path(folder) / "space.yaml"
             space.write_text(spaced(changes))
             found = search(space, Path(folder) / "run", trials=TRIALS, workers=2, progress=False)
-        rows.append({"space": name} | {f"{t:.0%}": _best(found.front, t) for t in TARGETS})
-        print(rows[-1], flush=True)
+        best = {f"{100 * target:.0f}": _best(found.front, target) for target in TARGETS}
+        for percent, member in best.items():
+            if name in KEPT and member is not None:
+                member.policy.save(POLICIES / f"{KEPT[name]}-{percent}.yaml")
+        rows.append({"space": name} | {f"{p} %": _top1(member) for p, member in best.items()})
     return rows
 
 
-def _best(front: list[Candidate], target: float) -> str:
+def _best(front: list[Candidate], target: float) -> Candidate | None:
     try:
-        member = select(front, max_flops_ratio=target)
+        return select(front, max_flops_ratio=target)
     except UsageError:
-        return "none"
-    return figure(member.holdout) if member.holdout else "none"
+        return None
+
+
+def _top1(member: Candidate | None) -> str:
+    return "none" if member is None or member.holdout is None else figure(member.holdout)
