@@ -1,4 +1,4 @@
-"""Searched policies fine-tuned with distillation: with merging and without, aligned and unaligned.
+"""Searched policies fine-tuned with distillation: with merging and without, decaying and not.
 
 A quarter of the steps that trained the dense model; the policies are those that
 `benchmarks.merging` found with the same number of candidates. Seeds order and compose the training
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import t as student_t
 
-from benchmarks.merging import POLICIES
+from benchmarks.merging import KEPT, POLICIES
 from benchmarks.search import MODEL
 from ssmprune.data import open_images
 from ssmprune.measure.accuracy import evaluate
@@ -52,10 +52,8 @@ class Variant(NamedTuple):
 
 
 VARIANTS = [
-    Variant(f"{kind}-{percent}", decay)
-    for percent in (50, 60)
-    for kind in ("dropping", "mixed")
-    for decay in ("none", "zero_input")
+    *(Variant(f"{kind}-{percent}", "none") for percent in (50, 60) for kind in KEPT.values()),
+    *(Variant(f"{kind}-60", "zero_input") for kind in KEPT.values()),
 ]
 
 
