@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from ssmprune_search.study.records import Owner, Record, as_answered, as_leased,
 from ssmprune_search.study.samplers import make_sampler
 from ssmprune_search.study.screening import Screening
 from ssmprune_search.study.trials import Trials
+
+_REMEMBERED = 10_000
+"""Proposals whose encodings are kept: neighbours of a front come again and again."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Proposals:
         self._trials, self._screening, self._space = trials, screening, space
         self._sampler, self._seed = sampler, seed
         self._distributions = space.distributions()
+        self._encode = lru_cache(_REMEMBERED)(self._encoding_of)
 
     def next(self, owner: Owner, early_stopping: bool) -> Suggestion | None:
         """A candidate of the queue or the sampler; None when it needs no evaluation for now.
@@ -135,8 +140,7 @@ class Proposals:
         found = [-math.inf] * len(proposals)
         new: dict[int, Encoding] = {}
         for place, params in enumerate(proposals):
-            policy = self._space.suggest(FixedTrial(params))
-            encoding = Encoding.of(policy, self._space.config)
+            encoding = self._encode(tuple(params.items()))
             is_known = self._trials.records.with_key(encoding.key) is not None
             if not is_known and self._space.infeasible(encoding.cost.flops) is None:
                 new[place] = encoding
@@ -145,3 +149,7 @@ class Proposals:
             for place, improvement in zip(new, improvements, strict=True):
                 found[place] = float(improvement)
         return found
+
+    def _encoding_of(self, params: tuple[tuple[str, Any], ...]) -> Encoding:
+        policy = self._space.suggest(FixedTrial(dict(params)))
+        return Encoding.of(policy, self._space.config)
