@@ -119,9 +119,8 @@ def run() -> list[dict[str, Any]]:
 def _pairs() -> list[tuple[str, Variant, Variant]]:
     """What is compared: merging with dropping at the same target, and decay with none."""
     merging = [
-        (f"merging at {percent} %", Variant(f"mixed-{percent}", "none"), dropping)
-        for percent in (50, 60)
-        for dropping in [Variant(f"dropping-{percent}", "none")]
+        (f"merging at {p} %", Variant(f"mixed-{p}", "none"), Variant(f"dropping-{p}", "none"))
+        for p in (50, 60)
     ]
     decaying = [
         (f"decay, {variant.policy}", variant, variant._replace(decay="none"))
